@@ -1,0 +1,1 @@
+"""What clients do: the Flower ClientApp, honest training, triggers and attacks."""

@@ -1,0 +1,63 @@
+"""The Flower ClientApp: one message asks one client for one update."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_sim.build import world_of
+from fl_sim.engines.records import TensorArray, pack, to_tensor, unpack
+from fl_sim.protocols import ClientContext, Threatening
+from fl_sim.randomness import generator
+from fl_sim.training import fit
+from fl_sim.world import World
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the client that the order names, honestly or not, and reply with its update."""
+    world = world_of(str(context.run_config["config"]))
+    order = message.content.config_records["order"]
+    client = int(order["client"])  # type: ignore[arg-type]
+    received = to_tensor(message.content.array_records["model"]["vector"], world.device)
+    threatening = _threatening(world, order) if order["attack"] else None
+    actor = world.parts.client if threatening is None else world.parts.attack
+    assert actor is not None
+    model = world.worker_model()
+    world.layout.load(model, received)
+    round_ = int(order["round"])  # type: ignore[arg-type]
+    ctx = ClientContext(
+        round=round_,
+        client=client,
+        rng=generator(world.parts.settings.seeds.train, "client", client, round_),
+        classes=world.parts.data.facts.classes,
+        layout=world.layout,
+        received=received,
+        augment=world.parts.data.augment,
+        fit=fit,
+        private=unpack(context.state, world.device),
+        threatening=threatening,
+    )
+    update = actor.update(model, world.samples_of(client), ctx)
+    if update.private is not None:
+        context.state = pack(update.private)
+    reply = RecordDict(
+        {
+            "update": ArrayRecord({"delta": TensorArray(update.delta)}),
+            "metrics": MetricRecord({"num-examples": update.samples, "loss": update.loss}),
+            "client": ConfigRecord({"id": client}),
+        }
+    )
+    return Message(reply, reply_to=message)
+
+
+def _threatening(world: World, order: ConfigRecord) -> Threatening:
+    return Threatening(
+        backdoor=world.backdoor,
+        rank=int(order["rank"]),  # type: ignore[arg-type]
+        attackers=int(order["attackers"]),  # type: ignore[arg-type]
+        weight=float(order["weight"]),  # type: ignore[arg-type]
+        server_rate=world.parts.server_optimizer.rate,
+    )

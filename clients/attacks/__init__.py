@@ -1,0 +1,1 @@
+"""What malicious clients do with their data and their update."""

@@ -1,0 +1,45 @@
+"""Local SGD, the client of federated averaging (McMahan et al., AISTATS 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fl_sim.errors import require
+from fl_sim.models.classifier import Classifier
+from fl_sim.protocols import ClientContext, Update
+from fl_sim.samples import Samples
+from fl_sim.training import Hook, sgd
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """`epochs` of SGD on the client's own samples, from the received model on."""
+
+    epochs: int = 2
+    batch_size: int = 32
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
+        require(self.lr > 0, "lr", self.lr, "must be above 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "must be from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
+
+    def update(self, model: Classifier, samples: Samples, ctx: ClientContext) -> Update:
+        return self.train(model, samples, ctx)
+
+    def train(
+        self, model: Classifier, samples: Samples, ctx: ClientContext, after_backward: Sequence[Hook] = ()
+    ) -> Update:
+        """The same with hooks: what FedProx and its like add to it."""
+        augmented = samples.then(ctx.augment) if self.augment else samples
+        optimizer = sgd(model, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        fit = partial(ctx.fit, epochs=self.epochs, batch_size=self.batch_size, rng=ctx.rng)
+        fitted = fit(model, augmented, optimizer, after_backward=after_backward)
+        return Update(ctx.delta(model), len(samples), fitted.loss)

@@ -1,0 +1,1 @@
+"""What attackers stamp on images."""

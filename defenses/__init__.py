@@ -1,0 +1,1 @@
+"""What the server does against backdoors: robust aggregation and erasing."""

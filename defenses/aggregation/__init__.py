@@ -1,0 +1,1 @@
+"""Robust aggregation: each rule a function of stacked updates."""

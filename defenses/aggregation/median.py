@@ -1,0 +1,18 @@
+"""Coordinate-wise median (Yin et al., ICML 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from defenses.aggregation.trimmed_mean import middle_mean
+from fl_sim.protocols import Aggregate, ServerContext, State
+
+
+@dataclass(frozen=True)
+class Median:
+    """The median of each coordinate; of an even number of updates the mean of the two in the middle. Ignores weights."""
+
+    def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
+        return Aggregate(middle_mean(deltas, (len(deltas) - 1) // 2))

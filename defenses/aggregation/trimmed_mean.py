@@ -1,0 +1,32 @@
+"""Coordinate-wise trimmed mean (Yin et al., ICML 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_sim.errors import require
+from fl_sim.protocols import Aggregate, ServerContext, State
+
+CHUNK = 1 << 20
+
+
+def middle_mean(deltas: Tensor, trim: int) -> Tensor:
+    """The mean of each column without its `trim` smallest and largest entries; column chunks bound the memory."""
+    rows = len(deltas)
+    return torch.cat([part.sort(0).values[trim : rows - trim].mean(0) for part in deltas.split(CHUNK, dim=1)])
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """Drops the share `trim` of the smallest and of the largest values of each coordinate. Ignores weights."""
+
+    trim: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(0 <= self.trim < 0.5, "trim", self.trim, "must be a fraction from 0 to below 0.5")
+
+    def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
+        return Aggregate(middle_mean(deltas, int(self.trim * len(deltas))))

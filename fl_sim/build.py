@@ -1,0 +1,271 @@
+"""From overrides to a checked configuration, and from a configuration to objects."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_sim.errors import ConfigError, require
+from fl_sim.protocols import Tracker
+from fl_sim.randomness import generator
+from fl_sim.schema import META, Settings, construct, locate, unknown
+from fl_sim.world import Parts, World, pick_device, populate
+
+Config: TypeAlias = dict[str, Any]
+"""A composed and resolved configuration, plain values only."""
+
+GROUPS = (
+    "data",
+    "partition",
+    "model",
+    "client",
+    "attack",
+    "trigger",
+    "threat",
+    "sampler",
+    "aggregator",
+    "server_optimizer",
+    "eraser",
+    "erasing",
+    "tracker",
+    "engine",
+    "experiment",
+)
+ABSENT = ("attack", "eraser", "tracker")
+"""Groups in which a choice without a `_target_` means that there is no such component."""
+CHOICES = "choices"
+"""The section that records which choice of each group a configuration was composed from."""
+
+
+def conf_folder() -> Path:
+    """The configuration: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+# From overrides to a configuration ------------------------------------------------------------------------------------
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of command-line overrides."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except OverrideParseException as error:
+            key, _, value = text.partition("=")
+            raise ConfigError(key, value, f"can't be read; overrides look like {key or 'rounds'}=VALUE") from error
+    return parsed
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The runs of a sweep: the product of all comma lists, ranges and choices."""
+    [batch] = BasicSweeper.split_arguments(parse(overrides), None)
+    return [list(job) for job in batch]
+
+
+def search_folders(overrides: Sequence[Override]) -> list[Path]:
+    """Where choices come from: fl-sim's own folder and those that `hydra.searchpath` adds."""
+    folders = [conf_folder()]
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath" and isinstance(entries := override.value(), list):
+            folders += [_folder(str(entry)) for entry in entries]
+    return folders
+
+
+def _folder(entry: str) -> Path:
+    if entry.startswith("pkg://"):
+        try:
+            path = Path(str(importlib.resources.files(entry.removeprefix("pkg://"))))
+        except (ImportError, ValueError) as error:
+            raise ConfigError("hydra.searchpath", entry, f"no such package ({error})") from error
+    else:
+        path = Path(entry.removeprefix("file://"))
+    require(path.is_dir(), "hydra.searchpath", entry, "no such folder")
+    return path
+
+
+def choices(group: str, folders: Sequence[Path]) -> dict[str, Path]:
+    """The choices of a group by name."""
+    found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Compose and resolve; unknown choices and keys are a `ConfigError`. Types and values are `check`'s business."""
+    parsed = parse(overrides)
+    folders = search_folders(parsed)
+    for override in parsed:
+        _check_choice(override, folders)
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+        chosen = composed.hydra.runtime.choices
+        config: Any = OmegaConf.to_container(composed, resolve=False)
+        del config["hydra"]
+        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained(error, parsed) from error
+    config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
+    return dict(config)
+
+
+def _check_choice(override: Override, folders: Sequence[Path]) -> None:
+    group = override.key_or_group
+    if group not in GROUPS:
+        return
+    value, names = override.value(), list(choices(group, folders))
+    require(not override.is_delete(), f"~{group}", "", f"can't be left out; choose one of {', '.join(names)}")
+    require(not override.is_sweep_override(), group, override.input_line, "several values need -m, which makes a sweep")
+    require(not isinstance(value, list), group, value, f"takes one choice; one of {', '.join(names)}")
+    if value not in names:
+        close = get_close_matches(str(value), names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(group, value, f"no such choice; {hint}There are {', '.join(names)}")
+
+
+def _explained(error: Exception, overrides: Sequence[Override]) -> ConfigError:
+    """Hydra's complaint as one line that names the key."""
+    for override in overrides:
+        if override.is_sweep_override():
+            return ConfigError(override.key_or_group, override.value_repr(), "several values need -m, which makes a sweep")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    for override in overrides:
+        key = override.key_or_group
+        if reason.startswith(f"Could not override '{key}'") or f"'{key}'" in reason:
+            return ConfigError(key, override.value(), _unknown_key(key, overrides))
+    return ConfigError("configuration", "", reason)
+
+
+def _unknown_key(key: str, overrides: Sequence[Override]) -> str:
+    """What to say of a key that the configuration lacks: its siblings under the same choices."""
+    chosen = [str(o.input_line) for o in overrides if o.key_or_group in GROUPS or o.key_or_group == "hydra.searchpath"]
+    section: Any = compose_config(chosen)
+    *path, last = key.split(".")
+    for part in path:
+        section = section.get(part, {}) if isinstance(section, dict) else {}
+    known = [name for name in section if name not in (*META, CHOICES, "_target_")] if isinstance(section, dict) else []
+    return unknown(last, known) if known else "unknown key"
+
+
+# From a configuration to objects --------------------------------------------------------------------------------------
+
+
+def build(config: Config) -> Parts:
+    """Build every component, checking types, values and combinations; loads no data and writes nothing."""
+    rest = {key: value for key, value in config.items() if key not in (*GROUPS, CHOICES)}
+    settings: Settings = construct(Settings, rest)
+    built: dict[str, Any] = {}
+    for group in GROUPS:
+        if group in ("tracker", "experiment"):
+            continue
+        given = {"client": built["client"]} if group == "attack" else None
+        built[group] = component(group, config.get(group), given)
+    parts = Parts(settings=settings, **built)
+    _check_together(parts)
+    return parts
+
+
+def component(group: str, section: Any, given: Mapping[str, Any] | None = None) -> Any:
+    """One component from its section of the configuration."""
+    require(isinstance(section, Mapping), group, section, "must be a section with a _target_")
+    if "_target_" not in section:
+        extra = [key for key in section if key not in META]
+        require(group in ABSENT, f"{group}._target_", None, "is missing")
+        require(not extra, f"{group}.{extra[0] if extra else ''}", None, "unknown key: this choice takes none")
+        return None
+    try:
+        return construct(locate(section["_target_"]), section, given)
+    except ConfigError as error:
+        raise error.within(group) from error
+
+
+def _check_together(parts: Parts) -> None:
+    """What no component can know alone: sizes against images, counts against counts."""
+    facts, settings = parts.data.facts, parts.settings
+    held_out = round(parts.data.clean_fraction * facts.train_samples)
+    pool = facts.train_samples - held_out
+    malicious = len(parts.threat.malicious(settings.clients, generator(0)))
+    rate = parts.server_optimizer.rate
+    for group, call, arguments in (
+        ("backdoor", "check", (facts.classes,)),
+        ("trigger", "check", (facts.shape,)),
+        ("model", "check", (facts.shape,)),
+        ("partition", "check", (pool, settings.clients)),
+        ("attack", "check_server", (rate,)),
+        ("sampler", "check_cohort", (settings.clients_per_round, malicious, settings.clients)),
+        ("aggregator", "check_cohort", (settings.clients_per_round,)),
+    ):
+        part = settings.backdoor if group == "backdoor" else getattr(parts, group)
+        if hasattr(part, call):
+            try:
+                getattr(part, call)(*arguments)
+            except ConfigError as error:
+                raise error.within(group) from error
+    allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
+    require(pool >= settings.clients, "clients", settings.clients, allowed)
+    if parts.eraser is not None and getattr(parts.eraser, "needs_clean", True):
+        least = 2 * facts.classes
+        allowed = f"the eraser needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
+        require(held_out >= least, "data.clean_fraction", parts.data.clean_fraction, allowed)
+
+
+def to_text(config: Config) -> str:
+    """A configuration as one line of JSON: Flower's run config takes only scalars."""
+    return json.dumps(config, sort_keys=True)
+
+
+def config_hash(config: Config) -> str:
+    """Names a run by what decides its numbers: everything but its name and where it is put."""
+    decisive = {key: value for key, value in config.items() if key not in ("name", "output", CHOICES)}
+    return hashlib.sha256(to_text(decisive).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def world_of(text: str) -> World:
+    """The world of a configuration, built once in a process: all its clients and its server share the data."""
+    config = json.loads(text)
+    parts = build(config)
+    try:
+        return populate(parts, pick_device(parts.settings.device))
+    except ConfigError as error:
+        # Loading names the keys of the data section; the device is a key of its own.
+        raise error if error.key in ("device", "init") else error.within("data") from error
+
+
+def trackers_of(text: str, folder: Path) -> list[Tracker]:
+    """The trackers that a configuration asks for beyond `metrics.jsonl`, which every run writes."""
+    tracker = component("tracker", json.loads(text).get("tracker"), {"folder": folder})
+    return [] if tracker is None else [tracker]
+
+
+# What there is --------------------------------------------------------------------------------------------------------
+
+
+def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, str]]:
+    """(name, sentence, paper, fidelity) of each choice of a group."""
+    rows = []
+    for name, path in choices(group, folders).items():
+        section: Any = OmegaConf.to_container(OmegaConf.load(path)) or {}
+        if "_target_" in section:
+            sentence = (locate(section["_target_"]).__doc__ or "").strip().split("\n\n")[0]
+        else:
+            first = path.read_text().splitlines()[0] if path.stat().st_size else ""
+            sentence = first.removeprefix("#").strip() if not first.startswith("# @package") else ""
+        rows.append((name, " ".join(sentence.split()), section.get("paper", ""), section.get("fidelity", "")))
+    return rows

@@ -1,0 +1,1 @@
+"""Engines: how the ServerApp's messages reach the ClientApp."""

@@ -1,0 +1,159 @@
+"""The default engine: Flower's ServerApp and ClientApp in this process, arrays passed by reference."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+from fl_sim.engines.flower import empty_run, identify, set_message_id
+from fl_sim.engines.records import pack, unpack
+from fl_sim.errors import require
+from fl_sim.models.classifier import Compute, Precision
+from fl_sim.protocols import State
+
+RUN_ID = 1
+FIRST_NODE = 2  # 1 is the server
+CLIENT_ERROR = 1  # Flower's code for "the ClientApp raised"
+
+
+class InProcessGrid(Grid):
+    """Calls the ClientApp on `workers` threads; node `FIRST_NODE + i` serves client i."""
+
+    def __init__(self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int) -> None:
+        identify(RUN_ID)
+        self._app = app
+        self._nodes = range(FIRST_NODE, FIRST_NODE + nodes)
+        self._run_config = dict(run_config)
+        self._states: dict[int, RecordDict] = {}
+        self._changed: set[int] = set()
+        self._sent = 0
+        self._replies: dict[str, Message] = {}
+        self._pool = ThreadPoolExecutor(workers, "client", initializer=torch.set_num_threads, initargs=(1,))
+
+    def set_run(self, run: Run) -> None:
+        """Nothing to set: this grid lives for one run."""
+
+    @property
+    def run(self) -> Run:
+        return empty_run(RUN_ID)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        replies = self.send_and_receive(messages)
+        self._replies.update((reply.metadata.reply_to_message_id, reply) for reply in replies)
+        return [reply.metadata.reply_to_message_id for reply in replies]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(name) for name in message_ids if name in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """The replies in the messages' order; clients run side by side, one torch thread each."""
+        return list(self._pool.map(self._deliver, [self._named(message) for message in messages]))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def private_states(self) -> dict[int, State]:
+        """What clients have remembered since the last call, by client."""
+        changed, self._changed = self._changed, set()
+        return {node - FIRST_NODE: unpack(self._states[node], torch.device("cpu")) for node in sorted(changed)}
+
+    def restore(self, states: Mapping[int, State]) -> None:
+        """Give clients back what they remembered in an interrupted run."""
+        self._states = {client + FIRST_NODE: pack(state) for client, state in states.items()}
+
+    def _named(self, message: Message) -> Message:
+        self._sent += 1
+        set_message_id(message, str(self._sent))
+        return message
+
+    def _deliver(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        known = self._states.get(node, RecordDict())
+        # The app works on a copy, so that one that fails half-way leaves its state as it was.
+        context = Context(RUN_ID, node, {}, RecordDict(dict(known)), dict(self._run_config))
+        try:
+            reply = self._app(message, context)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            reply = Message(Error(CLIENT_ERROR, reason), reply_to=message)
+        else:
+            if any(context.state[name] is not known.get(name) for name in context.state):
+                self._states[node] = context.state
+                self._changed.add(node)
+        self._sent += 1
+        set_message_id(reply, str(self._sent))
+        return reply
+
+
+def load_app(reference: str) -> object:
+    """The object that `module:name` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Runs the apps in this process, clients on `workers` threads of one torch thread each.
+
+    `server_threads` are torch's threads for erasing, aggregation and evaluation. The results depend on `server_threads`,
+    as any float32 sum depends on its order, but not on `workers`.
+    """
+
+    workers: int | Literal["auto"] = "auto"
+    server_threads: int = 1
+    precision: Precision = "float32"
+    channels_last: bool = True
+    server_app: str = "server.app:app"
+    client_app: str = "clients.app:app"
+
+    def __post_init__(self) -> None:
+        usable = self.workers == "auto" or 1 <= self.workers <= 256
+        require(usable, "workers", self.workers, "must be auto or from 1 to 256 threads")
+        require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(self.precision, self.channels_last)
+
+    def run(self, run_config: Mapping[str, str], clients: int, device: torch.device) -> None:
+        """Execute one run, from its first round or from its checkpoint on."""
+        server = cast(ServerApp, load_app(self.server_app))
+        client = cast(ClientApp, load_app(self.client_app))
+        grid = InProcessGrid(client, clients, run_config, self._worker_count(device))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.server_threads)
+        try:
+            server(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
+        finally:
+            torch.set_num_threads(threads)
+            grid.close()
+
+    def _worker_count(self, device: torch.device) -> int:
+        if self.workers != "auto":
+            return self.workers
+        return 1 if device.type != "cpu" else available_cores()
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,62 @@
+"""fl-sim's values as Flower's records and back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fl_sim.protocols import State
+
+
+class TensorArray(Array):
+    """A Flower Array that holds a tensor by reference and serialises it only when its bytes are read.
+
+    In one process nothing is ever copied; anywhere else it reads, hashes and pickles as the plain Array it stands for.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__.update(
+            tensor=tensor,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+        )
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "data" and "data" not in object.__getattribute__(self, "__dict__"):
+            plain = Array(object.__getattribute__(self, "tensor").detach().cpu().numpy())
+            object.__getattribute__(self, "__dict__")["data"] = plain.data
+        return super().__getattribute__(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+# Flower writes the class's name into the object's header.
+TensorArray.__qualname__ = "Array"
+
+
+def to_tensor(array: Array, device: torch.device) -> Tensor:
+    """An Array's tensor on the device: the very one it holds where it can be had, else a fresh one."""
+    if isinstance(array, TensorArray):
+        return cast(Tensor, array.tensor).to(device)
+    return torch.from_numpy(np.array(array.numpy())).to(device)
+
+
+def pack(state: State) -> RecordDict:
+    """A state as records: tensors in one, plain values in another."""
+    tensors = {name: TensorArray(value) for name, value in state.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    return RecordDict({"tensors": ArrayRecord(cast(dict[str, Array], tensors)), "plain": ConfigRecord(plain)})
+
+
+def unpack(records: RecordDict, device: torch.device) -> State:
+    """The state that `pack` packed; empty for a client that has remembered nothing."""
+    if "tensors" not in records:
+        return {}
+    tensors = {name: to_tensor(array, device) for name, array in records.array_records["tensors"].items()}
+    return tensors | cast(dict[str, Any], dict(records.config_records["plain"]))

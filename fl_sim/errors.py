@@ -1,0 +1,30 @@
+"""The two ways in which fl-sim says no: a setting that can't be used, and a run that can't go on."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used; says the key, the value and what is allowed, in one line."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        super().__init__(f"{key}={_short(value)}: {allowed}")
+
+    def within(self, prefix: str) -> ConfigError:
+        """The same complaint, seen from the enclosing section of the configuration."""
+        return ConfigError(f"{prefix}.{self.key}" if self.key else prefix, self.value, self.allowed)
+
+
+class RunError(RuntimeError):
+    """A run that can't go on, or a folder that can't be used, for a reason that one line tells."""
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a `ConfigError` about `key` unless the condition holds."""
+    if not holds:
+        raise ConfigError(key, value, allowed)
+
+
+def _short(value: object) -> str:
+    text = " ".join(("null" if value is None else str(value)).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

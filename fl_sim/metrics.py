@@ -1,0 +1,103 @@
+"""Scores of a model: how right it is, and how much it obeys a trigger."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_sim.backdoor import Backdoor
+from fl_sim.samples import Samples
+
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Score:
+    """ACC, ASR with its 95 % interval, ACC without the target class, RA, all as fractions, and the clean loss.
+
+    What has no image to be measured on (a test set of the target class alone) is None.
+    """
+
+    acc: float
+    asr: float | None
+    asr_low: float | None
+    asr_high: float | None
+    acc_non_target: float | None
+    ra: float | None
+    loss: float
+
+    def fields(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson interval of a binomial share (Wilson 1927); by default at 95 %."""
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    # At 0 and at all the bounds are exactly 0 and 1, which rounding would miss by 1e-17.
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == trials else middle + half)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int = CHUNK) -> Score:
+    """Score a model on a test set: each image goes through once clean and, if the backdoor is after it, once stamped."""
+    was_training = model.training
+    model.eval()
+    # right, right on victims, victims, obedient, robust; and the loss: summed on the device, read once
+    counts = torch.zeros(5, dtype=torch.long, device=test.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=test.labels.device)
+    for x, y in test.chunks(chunk):
+        victims = backdoor.goal.victims(y)
+        logits = model(x)
+        right = logits.argmax(1) == y
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        stamped = backdoor.stamp(x[victims])
+        predicted = model(stamped).argmax(1) if len(stamped) else y[:0]
+        truth = y[victims]
+        obedient = predicted == backdoor.goal.labels(truth, backdoor.classes)
+        counts += torch.stack(
+            [right.sum(), right[victims].sum(), victims.sum(), obedient.sum(), (predicted == truth).sum()]
+        )
+    model.train(was_training)
+    correct, correct_victims, attacked, obeyed, robust = counts.tolist()
+    low, high = wilson(obeyed, attacked) if attacked else (None, None)
+
+    def share(count: int) -> float | None:
+        return count / attacked if attacked else None
+
+    return Score(
+        acc=correct / len(test),
+        asr=share(obeyed),
+        asr_low=low,
+        asr_high=high,
+        acc_non_target=share(correct_victims) if backdoor.goal.rule != "all_to_all" else correct / len(test),
+        ra=share(robust),
+        loss=float(loss) / len(test),
+    )
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, samples: Samples, *, chunk: int = CHUNK) -> float:
+    """The share of samples that a model gets right; what a defender may measure on its clean set."""
+    was_training = model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.long, device=samples.labels.device)
+    for x, y in samples.chunks(chunk):
+        right += (model(x).argmax(1) == y).sum()
+    model.train(was_training)
+    return int(right) / len(samples)
+
+
+def defense_effectiveness(acc_before: float, asr_before: float, acc: float, asr: float) -> float:
+    """DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, the deltas before minus after."""
+    return (max(0.0, asr_before - asr) - max(0.0, acc_before - acc) + 1) / 2
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Whether a vector holds no NaN and no infinity."""
+    return bool(torch.isfinite(vector).all())

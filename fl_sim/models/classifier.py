@@ -1,0 +1,149 @@
+"""What every model is here: normalisation first, then a body, with attention taps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Architecture(Protocol):
+    """A spec that builds a network's body for an image shape and a number of classes."""
+
+    def body(self, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Sequence[str]]:
+        """The network, and its submodules whose outputs may serve as attention taps, in forward order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward pass is carried out: numbers' precision and memory format."""
+
+    precision: Precision = "float32"
+    channels_last: bool = True
+
+
+class Classifier(nn.Module):
+    """Pixels in [0, 1] -> logits: the normalisation is the first layer, so triggers and data live in pixel space."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        candidates: Sequence[str],
+        shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        compute: Compute,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.shape = shape
+        self.compute = compute
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        if compute.channels_last:
+            body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taps = self._resolve(candidates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        if self.compute.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self._autocast(x.device.type):
+            logits: Tensor = self.body(x)
+        return logits.float()
+
+    def with_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits and the tapped feature maps, in one forward pass."""
+        return self.observe(x, self.taps)
+
+    def observe(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """Logits and the outputs of the named submodules of the body, in one forward pass."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> object:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                seen[name] = output
+
+            return hook
+
+        hooks = [self.body.get_submodule(name).register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+        try:
+            logits = self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, [seen[name] for name in names]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that makes the logits: the last linear one."""
+        return [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
+
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        if self.compute.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+    def _resolve(self, candidates: Sequence[str]) -> tuple[str, ...]:
+        """The last candidate of each resolution that is still at least 2×2."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            _, maps = self.observe(torch.zeros(1, *self.shape, device=self.mean.device), candidates)
+        self.train(was_training)
+        last = {
+            tuple(map_.shape[2:]): name for name, map_ in zip(candidates, maps, strict=True) if min(map_.shape[2:]) >= 2
+        }
+        return tuple(last.values())
+
+
+def initialise(model: nn.Module, rng: Generator) -> None:
+    """Draw all weights anew from `rng`.
+
+    He et al. 2015 (fan out) for convolutions; for linear layers uniform in ±1/√(inputs), PyTorch's own choice.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            reset_linear(module, rng)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def reset_linear(layer: nn.Linear, rng: Generator) -> None:
+    """Draw a linear layer's weights anew; `rng` is a CPU generator whatever the layer's device."""
+    bound = 1 / math.sqrt(layer.in_features)
+    with torch.no_grad():
+        for tensor in (layer.weight, layer.bias):
+            tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
+
+
+def build_classifier(
+    architecture: Architecture,
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rng: Generator,
+    compute: Compute | None = None,
+) -> Classifier:
+    """A freshly initialised classifier on the CPU."""
+    body, candidates = architecture.body(shape, classes)
+    initialise(body, rng)
+    return Classifier(body, candidates, shape, mean, std, compute or Compute())

@@ -1,0 +1,1 @@
+"""How training samples are spread over clients."""

@@ -1,0 +1,199 @@
+"""The nouns: what each kind of component is asked, and what it is told.
+
+A defense's context holds what a real server knows. It never holds the trigger, the test set or who is malicious, so
+a threshold chosen by test ASR can't be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor, nn
+
+from fl_sim.augment import Augment
+from fl_sim.layout import Layout
+from fl_sim.samples import Samples
+from fl_sim.training import Fitted
+
+if TYPE_CHECKING:
+    from fl_sim.backdoor import Backdoor
+    from fl_sim.models.classifier import Classifier
+
+State: TypeAlias = Mapping[str, Tensor | float | int | str | bool]
+"""What a component remembers: flat, plain values, so that a checkpoint needs no pickle."""
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+class Fit(Protocol):
+    """The one training loop, `fl_sim.training.fit`."""
+
+    def __call__(self, model: nn.Module, samples: Samples, optimizer: torch.optim.Optimizer, **options: Any) -> Fitted:
+        ...
+
+
+class Trigger(Protocol):
+    """Pixels in [0, 1] -> stamped pixels, batched, on their device; may have `check(shape)`."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Threatening:
+    """What an attacker knows beyond a benign client: the common goal and the colluders in this round."""
+
+    backdoor: Backdoor
+    rank: int
+    """This client's place among all malicious clients, from 0: distributed attacks give each its part."""
+    attackers: int
+    """How many malicious clients there are in all."""
+    weight: float
+    """The share of the cohort's aggregation weight that this round's attackers hold together."""
+    server_rate: float | None
+    """The server's learning rate η, or None where its step is not proportional to the aggregate."""
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client is told when it is asked for an update."""
+
+    round: int
+    client: int
+    rng: Generator
+    classes: int
+    layout: Layout
+    received: Tensor
+    """The global model's vector, which the given model holds already."""
+    augment: Augment
+    fit: Fit
+    private: State = field(default_factory=dict)
+    """What this client remembered in an earlier round."""
+    threatening: Threatening | None = None
+
+    def delta(self, model: nn.Module) -> Tensor:
+        """A fresh vector: how far the model has moved from the one received."""
+        return self.layout.read(model).sub_(self.received)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's answer: how it wants the global model changed."""
+
+    delta: Tensor
+    samples: int
+    loss: float
+    private: State | None = None
+    """What to remember instead; None keeps what was remembered."""
+
+
+class Client(Protocol):
+    """Benign or malicious: trains `model`, which holds the global weights, in place and says what changed."""
+
+    def update(self, model: Classifier, samples: Samples, ctx: ClientContext) -> Update: ...
+
+
+class Attack(Client, Protocol):
+    """A malicious client. Built around the benign client of the run, whose training it uses."""
+
+    client: Client
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What a server really knows in a round."""
+
+    round: int
+    rng: Generator
+    device: torch.device
+    classes: int
+    clients: tuple[int, ...]
+    """The ids behind the rows of the stacked updates, in order."""
+    assumed_attackers: int
+    """How many of them the server supposes to be malicious."""
+    layout: Layout
+    vector: Tensor
+    """The global model before this step."""
+    clean: Samples | None
+    """The held-out clean set."""
+    augment: Augment
+    new_model: Callable[[], Classifier]
+    """A model of the run's architecture with fresh weights."""
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A rule's result: the step for the parameters, which rows it kept (None: all), what it remembers."""
+
+    delta: Tensor
+    kept: Tensor | None = None
+    state: State = field(default_factory=dict)
+
+
+class Aggregator(Protocol):
+    """A rule over stacked parameter deltas [K, P] and weights [K] that sum to one; the deltas must not be changed."""
+
+    def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate: ...
+
+
+class ServerOptimizer(Protocol):
+    """Turns an aggregate into a step of the global parameters."""
+
+    @property
+    def rate(self) -> float | None:
+        """η, if a step is η times the aggregate to begin with; else None."""
+        ...
+
+    def step(self, delta: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+
+class Eraser(Protocol):
+    """Removes a backdoor from a model; never changes its input, keeps the layout; may set `needs_clean = False`."""
+
+    def erase(self, model: Classifier, clean: Samples | None, state: State, ctx: ServerContext) -> tuple[Classifier, State]:
+        ...
+
+
+class ErasingPolicy(Protocol):
+    """When the server erases, and when it refuses the result.
+
+    An erased model is refused if its accuracy on the clean set is below `floor` times what it was.
+    """
+
+    @property
+    def floor(self) -> float: ...
+
+    def due(self, round_: int, rounds: int) -> bool: ...
+
+
+class Sampler(Protocol):
+    """Who takes part in a round, and with what weight."""
+
+    def cohort(self, clients: int, size: int, malicious: frozenset[int], rng: Generator) -> list[int]: ...
+
+    def weights(self, samples: Sequence[int]) -> list[float]: ...
+
+
+class Threat(Protocol):
+    """Which clients are malicious, and in which rounds they attack."""
+
+    def malicious(self, clients: int, rng: Generator) -> frozenset[int]: ...
+
+    def active(self, round_: int) -> bool: ...
+
+
+class Partition(Protocol):
+    """Splits sample indices over clients by their labels; each sample is used once."""
+
+    def split(self, labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]: ...
+
+
+class Tracker(Protocol):
+    """Writes results; the round loop has no other way to say anything."""
+
+    def log(self, event: str, **fields: object) -> None: ...

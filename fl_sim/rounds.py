@@ -1,0 +1,245 @@
+"""The round loop: cohort, local training, aggregation, erasing, evaluation, record, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fl_sim.checkpoint import Checkpoints, save_tensors
+from fl_sim.errors import RunError
+from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_finite
+from fl_sim.models.classifier import Classifier
+from fl_sim.protocols import ServerContext, State, Tracker, Update
+from fl_sim.randomness import generator
+from fl_sim.tracking import JsonLines
+from fl_sim.training import fit
+from fl_sim.world import World
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one client is asked to do in a round."""
+
+    client: int
+    attack: bool
+    rank: int = 0
+    attackers: int = 0
+    weight: float = 0.0
+
+
+class Exchange(Protocol):
+    """Sends the global vector out and brings the updates back, however clients are run."""
+
+    def train(self, round_: int, vector: Tensor, orders: Sequence[Order]) -> Mapping[int, Update | str]:
+        """Each client's update, or the reason why there is none."""
+        ...
+
+    def private_states(self) -> Mapping[int, State]:
+        """What clients have remembered since the last call, where this process keeps it."""
+        ...
+
+    def restore(self, states: Mapping[int, State]) -> None: ...
+
+
+class Federation:
+    """One federated run in a run folder: the loop and everything that survives from round to round."""
+
+    def __init__(self, world: World, exchange: Exchange, folder: Path, trackers: Sequence[Tracker]) -> None:
+        self._world = world
+        self._parts = world.parts
+        self._settings = world.parts.settings
+        self._exchange = exchange
+        self._folder = folder
+        self._metrics = JsonLines(folder)
+        self._trackers = [self._metrics, *trackers]
+        self._checkpoints = Checkpoints(folder)
+        self._model = world.initial_model()
+        self._layout = world.layout
+        self._vector = self._layout.read(self._model)
+        self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}}
+        self._attackers = world.malicious if self._parts.attack is not None else frozenset[int]()
+        self._ranks = {client: rank for rank, client in enumerate(sorted(self._attackers))}
+
+    def run(self) -> None:
+        """Run all rounds that are still to be run, and save the final model."""
+        try:
+            for round_ in range(self._resume() + 1, self._settings.rounds + 1):
+                self._round(round_)
+            self._layout.load(self._model, self._vector)
+            save_tensors(self._folder / "model.pt", self._model.state_dict())
+        finally:
+            self._metrics.close()
+
+    def _round(self, t: int) -> None:
+        started = time.perf_counter()
+        cohort = self._cohort(t)
+        updates = self._collect(t, cohort)
+        record = self._aggregate(t, updates)
+        if self._parts.eraser is not None and self._parts.erasing.due(t, self._settings.rounds):
+            self._erase(t)
+        if self._settings.eval.due(t, self._settings.rounds):
+            record |= self._score(self._vector).fields()
+        self._log("round", round=t, **record, seconds=time.perf_counter() - started)
+        if self._settings.checkpoint.due(t, self._settings.rounds):
+            self._save(t)
+
+    def _cohort(self, t: int) -> list[int]:
+        rng = generator(self._settings.seeds.threat, "cohort", t)
+        settings = self._settings
+        return self._parts.sampler.cohort(settings.clients, settings.clients_per_round, self._world.malicious, rng)
+
+    def _collect(self, t: int, cohort: list[int]) -> dict[int, Update]:
+        """The cohort's updates by client id, those that failed left out."""
+        weights = self._weights(cohort)
+        attacking = [c for c in cohort if c in self._attackers and self._parts.threat.active(t)]
+        weight = sum(weights[cohort.index(client)] for client in attacking)
+        orders = [
+            Order(client, True, self._ranks[client], len(self._attackers), weight)
+            if client in attacking
+            else Order(client, False)
+            for client in cohort
+        ]
+        replies = self._exchange.train(t, self._vector, orders)
+        failed = {client: reply for client, reply in replies.items() if isinstance(reply, str)}
+        for client, reason in failed.items():
+            self._log("client_failed", round=t, client=client, reason=reason.splitlines()[0])
+        updates = {c: reply for c in sorted(replies) if not isinstance(reply := replies[c], str)}
+        if not updates:
+            reason = next(iter(failed.values()), "no replies")
+            raise RunError(f"round {t}: every client failed; the first one with {reason}")
+        return updates
+
+    def _weights(self, clients: Sequence[int]) -> list[float]:
+        return self._parts.sampler.weights([max(len(self._world.shares[client]), 1) for client in clients])
+
+    def _aggregate(self, t: int, updates: dict[int, Update]) -> dict[str, Any]:
+        """Step the global vector; what the round's record says about it."""
+        clients = tuple(updates)
+        split = self._layout.parameters
+        deltas = torch.stack([update.delta for update in updates.values()])
+        weights = torch.tensor(self._weights(clients), device=deltas.device)
+        ctx = self._context(t, clients)
+        result = self._parts.aggregator.aggregate(deltas[:, :split], weights, self._states["aggregator"], ctx)
+        step, memory = self._parts.server_optimizer.step(result.delta, self._states["server_optimizer"])
+        self._states |= {"aggregator": result.state, "server_optimizer": memory}
+        # Batch normalisation's statistics are averaged over the clients that the rule kept.
+        kept = torch.ones_like(weights, dtype=torch.bool) if result.kept is None else result.kept
+        shares = weights * kept
+        buffers = (shares / shares.sum()) @ deltas[:, split:]
+        self._vector = self._vector + torch.cat([step, buffers])
+        self._layout.clamp_variances(self._vector)
+        attacking = [c in self._attackers and self._parts.threat.active(t) for c in clients]
+        record: dict[str, Any] = {"clients": len(clients), "malicious": sum(attacking)}
+        record["train_loss"] = sum(update.loss for update in updates.values()) / len(updates)
+        if result.kept is not None:
+            record |= detection_rates(attacking, [not keep for keep in result.kept.tolist()])
+        return record
+
+    def _context(self, t: int, clients: tuple[int, ...], purpose: str = "aggregate") -> ServerContext:
+        return ServerContext(
+            round=t,
+            rng=generator(self._settings.seeds.train, purpose, t),
+            device=self._world.device,
+            classes=self._parts.data.facts.classes,
+            clients=clients,
+            assumed_attackers=round(self._settings.assumed_attackers * len(clients)),
+            layout=self._layout,
+            vector=self._vector,
+            clean=self._world.clean,
+            augment=self._parts.data.augment,
+            new_model=self._world.new_model,
+            fit=fit,
+        )
+
+    def _erase(self, t: int) -> None:
+        """Run the eraser and take its model, unless it has diverged on the clean set."""
+        assert self._parts.eraser is not None
+        started = time.perf_counter()
+        before = self._score(self._vector)
+        save_tensors(self._folder / "model_before_erasing.pt", self._model.state_dict())
+        ctx = self._context(t, (), "erase")
+        erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
+        vector = self._layout.read(erased)
+        refusal = self._refusal(erased, vector)
+        seconds = time.perf_counter() - started
+        if refusal is None:
+            self._vector = vector
+            self._states["eraser"] = memory
+        after = self._score(vector) if is_finite(vector) else None
+        record: dict[str, Any] = {"acc_before": before.acc, "asr_before": before.asr}
+        record |= {"acc": after.acc if after else None, "asr": after.asr if after else None, "der": None}
+        if after and before.asr is not None and after.asr is not None:
+            record["der"] = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
+        record |= {"ra_before": before.ra, "ra": after.ra if after else None}
+        if refusal is not None:
+            record["reason"] = refusal
+        name = type(self._parts.eraser).__name__
+        self._log("erase", round=t, eraser=name, **record, seconds=seconds, accepted=refusal is None)
+
+    def _refusal(self, erased: Classifier, vector: Tensor) -> str | None:
+        """Why an erased model can't replace the global one, by what a server can see; None if it can."""
+        if not is_finite(vector):
+            return "the erased model holds NaN or infinity"
+        clean = self._world.clean
+        if clean is None:
+            return None
+        had, has = accuracy(self._model, clean), accuracy(erased, clean)
+        floor = self._parts.erasing.floor
+        if has < floor * had:
+            return f"clean-set accuracy fell from {had:.3f} to {has:.3f}, below {floor:g} of it"
+        return None
+
+    def _score(self, vector: Tensor) -> Score:
+        """Score a vector, leaving it loaded in the server's model."""
+        self._layout.load(self._model, vector)
+        return evaluate(self._model, self._world.test, self._world.backdoor)
+
+    def _log(self, event: str, **fields: Any) -> None:
+        for tracker in self._trackers:
+            tracker.log(event, **fields)
+
+    def _save(self, t: int) -> None:
+        counters = {
+            name: buffer for name, buffer in self._model.state_dict().items() if not buffer.is_floating_point()
+        }
+        content = {
+            "names": list(self._layout.names),
+            "vector": self._vector.cpu(),
+            "counters": counters,
+            "states": {name: dict(state) for name, state in self._states.items()},
+            "metrics_length": self._metrics.commit(),
+        }
+        self._checkpoints.save(t, content, self._exchange.private_states())
+
+    def _resume(self) -> int:
+        """The last finished round, with everything put back as it was after it; 0 for a new run."""
+        found = self._checkpoints.load()
+        if found is None:
+            self._metrics.rewind(0)
+            return 0
+        content, clients = found
+        if content["names"] != list(self._layout.names) or content["vector"].shape != self._vector.shape:
+            raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
+        self._vector = content["vector"].to(self._world.device)
+        self._model.load_state_dict(content["counters"], strict=False)
+        self._states = dict(content["states"])
+        self._exchange.restore(clients)
+        self._metrics.rewind(content["metrics_length"])
+        finished: int = content["round"]
+        return finished
+
+
+def detection_rates(attacking: Sequence[bool], rejected: Sequence[bool]) -> dict[str, float]:
+    """TPR: the share of attackers rejected; FPR: the share of honest clients rejected; each where there are any."""
+    rates = {}
+    for name, group in (("tpr", True), ("fpr", False)):
+        flags = [flag for flag, bad in zip(rejected, attacking, strict=True) if bad is group]
+        if flags:
+            rates[name] = sum(flags) / len(flags)
+    return rates

@@ -1,0 +1,164 @@
+"""The typed schema: a component's own signature says which keys it takes, of which types."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fl_sim.backdoor import Goal
+from fl_sim.errors import ConfigError, require
+
+META = ("paper", "fidelity")
+"""Keys of a choice's yaml that describe it and are not handed to it."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What each kind of draw is keyed by; all default to `seed`, so that paired comparisons are possible."""
+
+    data: int
+    threat: int
+    train: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Something done after every `every`-th round, and after the last."""
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "every", self.every, "must be 1 or more rounds")
+
+    def due(self, round_: int, rounds: int) -> bool:
+        return round_ % self.every == 0 or round_ == rounds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys that belong to no group."""
+
+    seed: int
+    seeds: Seeds
+    name: str
+    output: str
+    rounds: int
+    clients: int
+    clients_per_round: int
+    device: str
+    assumed_attackers: float
+    init: str | None = None
+    backdoor: Goal = field(default_factory=Goal)
+    eval: Schedule = field(default_factory=Schedule)
+    checkpoint: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        plain = self.name and all(char.isalnum() or char in "-_.=+," for char in self.name) and self.name[0] != "."
+        require(bool(plain) and len(self.name) <= 80, "name", self.name, "must be 1 to 80 letters, digits, - _ . = + ,")
+        require(bool(self.output), "output", self.output, "must be a folder")
+        require(1 <= self.rounds <= 1_000_000, "rounds", self.rounds, "must be a whole number from 1 to 1000000")
+        require(1 <= self.clients <= 10_000_000, "clients", self.clients, "must be a whole number from 1 to 10000000")
+        fits = 1 <= self.clients_per_round <= self.clients
+        allowed = f"must be from 1 to the number of clients, {self.clients}"
+        require(fits, "clients_per_round", self.clients_per_round, allowed)
+        fraction = 0 <= self.assumed_attackers < 1
+        require(fraction, "assumed_attackers", self.assumed_attackers, "must be a fraction from 0 to below 1")
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function that a dotted path names."""
+    module, _, name = target.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError("_target_", target, f"can't be imported ({error})") from error
+    return found
+
+
+def construct(target: Callable[..., Any], values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
+    """Call a component's class with checked values; `given` are objects that the caller supplies.
+
+    Every complaint is a `ConfigError` that names the key within this component.
+    """
+    given = dict(given or {})
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target)
+    parameters = inspect.signature(target).parameters
+    accepted = [name for name in parameters if name not in given]
+    arguments: dict[str, Any] = {name: value for name, value in given.items() if name in parameters}
+    for name, value in values.items():
+        if name in META or name == "_target_":
+            continue
+        if name not in accepted:
+            raise ConfigError(name, value, unknown(name, accepted))
+        arguments[name] = convert(name, value, hints.get(name, Any))
+    for name in accepted:
+        if name not in arguments and parameters[name].default is inspect.Parameter.empty:
+            raise ConfigError(name, None, "is missing")
+    return target(**arguments)
+
+
+def unknown(name: str, accepted: Sequence[str]) -> str:
+    """What to say of a key that does not exist."""
+    close = get_close_matches(name, accepted, n=1)
+    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; there are {', '.join(accepted)}"
+
+
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """The value as the annotated type, or a `ConfigError`; nothing is guessed that could hide a mistake."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, types.UnionType):
+        return _convert_union(key, value, get_args(hint))
+    if kind is Literal:
+        choices = get_args(hint)
+        require(value in choices, key, value, f"must be {_alternatives(hint)}")
+        return value
+    if kind is bool:
+        require(isinstance(value, bool), key, value, "must be true or false")
+        return value
+    if kind is int:
+        require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be a whole number")
+        return value
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        require(number, key, value, "must be a number")
+        return float(value)
+    if kind is str:
+        require(isinstance(value, (str, int, float)) and not isinstance(value, bool), key, value, "must be text")
+        return str(value)
+    if kind in (tuple, list, Sequence):
+        require(isinstance(value, list), key, value, "must be a list, such as [1,2]")
+        return tuple(convert(key, item, get_args(hint)[0]) for item in value)
+    if isinstance(value, Mapping) and ("_target_" in value or is_dataclass(kind)):
+        target = locate(value["_target_"]) if "_target_" in value else kind
+        try:
+            return construct(target, value)
+        except ConfigError as error:
+            raise error.within(key) from error
+    require(not is_dataclass(kind), key, value, "must be a section with keys of its own")
+    return value
+
+
+def _convert_union(key: str, value: Any, alternatives: Sequence[Any]) -> Any:
+    if value is None and type(None) in alternatives:
+        return None
+    for alternative in alternatives:
+        if alternative is type(None):
+            continue
+        try:
+            return convert(key, value, alternative)
+        except ConfigError:
+            continue
+    raise ConfigError(key, value, f"must be {' or '.join(_alternatives(each) for each in alternatives)}")
+
+
+def _alternatives(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(str(choice) for choice in get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

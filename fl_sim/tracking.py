@@ -1,0 +1,61 @@
+"""Trackers: the only writers of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fl_sim.errors import RunError
+
+METRICS = "metrics.jsonl"
+
+
+class JsonLines:
+    """`metrics.jsonl`: one JSON object a line, in plain numbers; NaN and infinity become null."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / METRICS
+        self._file = self._path.open("ab")
+
+    def log(self, event: str, **fields: object) -> None:
+        line = {"event": event} | {name: plain(value) for name, value in fields.items()}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def commit(self) -> int:
+        """Put everything on disk; the file's length then, for the checkpoint."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def rewind(self, length: int) -> None:
+        """Forget what was written after a checkpoint; its rounds will be run again."""
+        if self._path.stat().st_size < length:
+            raise RunError(f"can't resume: {self._path} is shorter than its checkpoint says; lines were removed")
+        self._file.truncate(length)
+        self._file.seek(length)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def plain(value: object) -> object:
+    """A value as JSON can hold it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run; a last line that a crash cut short is left out."""
+    path = folder / METRICS
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"can't read {path}: line {number} is not JSON") from error
+        if not isinstance(event, dict) or "event" not in event:
+            raise RunError(f"can't read {path}: line {number} is not an event")
+        yield event

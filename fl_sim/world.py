@@ -1,0 +1,160 @@
+"""Everything that a run's configuration names, built: the data and the components that server and clients share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fl_sim.backdoor import Backdoor
+from fl_sim.data.dataset import Dataset, Source, hold_out
+from fl_sim.errors import ConfigError
+from fl_sim.layout import Layout
+from fl_sim.models.classifier import Architecture, Classifier, Compute, build_classifier
+from fl_sim.protocols import (
+    Aggregator,
+    Attack,
+    Client,
+    Eraser,
+    ErasingPolicy,
+    Indices,
+    Partition,
+    Sampler,
+    ServerOptimizer,
+    Threat,
+    Trigger,
+)
+from fl_sim.randomness import generator, numpy_generator
+from fl_sim.samples import Samples
+from fl_sim.schema import Settings
+
+
+class Engine(Protocol):
+    """Executes a run's ServerApp and ClientApp."""
+
+    @property
+    def compute(self) -> Compute: ...
+
+    def run(self, run_config: Mapping[str, str], clients: int, device: torch.device) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of a run, built and checked, before any data is loaded."""
+
+    settings: Settings
+    data: Source
+    partition: Partition
+    model: Architecture
+    client: Client
+    attack: Attack | None
+    trigger: Trigger
+    threat: Threat
+    sampler: Sampler
+    aggregator: Aggregator
+    server_optimizer: ServerOptimizer
+    eraser: Eraser | None
+    erasing: ErasingPolicy
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class World:
+    """A run's components with its data on the device, split between clients and server."""
+
+    parts: Parts
+    device: torch.device
+    train: Samples
+    test: Samples
+    clean: Samples | None
+    shares: list[Indices]
+    """The training samples of each client, as indices."""
+    malicious: frozenset[int]
+    """Who is malicious, or with `attack=none` would be."""
+    _local: threading.local = field(default_factory=threading.local, repr=False)
+
+    @cached_property
+    def backdoor(self) -> Backdoor:
+        return Backdoor(self.parts.trigger, self.parts.settings.backdoor, self.parts.data.facts.classes)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.new_model())
+
+    def new_model(self) -> Classifier:
+        """A model with the run's fresh weights."""
+        facts = self.parts.data.facts
+        rng = generator(self.parts.settings.seeds.train, "model")
+        compute = self.parts.engine.compute
+        built = build_classifier(self.parts.model, facts.shape, facts.classes, facts.mean, facts.std, rng, compute)
+        return built.to(self.device)
+
+    def initial_model(self) -> Classifier:
+        """The global model before the first round: fresh, or read from `init`."""
+        model = self.new_model()
+        if self.parts.settings.init is not None:
+            load_weights(self.parts.settings.init, model)
+        return model
+
+    def worker_model(self) -> Classifier:
+        """This thread's own model, to be loaded in place for one client after another."""
+        if not hasattr(self._local, "model"):
+            self._local.model = self.new_model()
+        model: Classifier = self._local.model
+        return model
+
+    def samples_of(self, client: int) -> Samples:
+        return self.train[torch.from_numpy(self.shares[client])]
+
+
+def populate(parts: Parts, device: torch.device) -> World:
+    """Load the data and divide it: the server's clean set first, the rest among the clients."""
+    settings = parts.settings
+    loaded: Dataset = parts.data.load()
+    clean, rest = hold_out(loaded.train, parts.data.clean_fraction, settings.seeds.data)
+    pool = rest.numpy()
+    labels = loaded.train.labels.numpy()[pool]
+    shares = parts.partition.split(labels, settings.clients, numpy_generator(settings.seeds.data, "partition"))
+    on_device = loaded.to(device)
+    return World(
+        parts=parts,
+        device=device,
+        train=on_device.train,
+        test=on_device.test,
+        clean=None if clean is None else Samples(clean.images.to(device), clean.labels.to(device)),
+        shares=[np.ascontiguousarray(pool[share]) for share in shares],
+        malicious=parts.threat.malicious(settings.clients, generator(settings.seeds.threat, "malicious")),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a `ConfigError` if this machine lacks it."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name == "auto":
+        return torch.device("cuda:0" if gpus else "cpu")
+    if name == "cuda" and gpus:
+        return torch.device("cuda:0")
+    if name in here:
+        return torch.device(name)
+    raise ConfigError("device", name, f"not on this machine; there are auto, {', '.join(here)}")
+
+
+def load_weights(path: str, model: Classifier) -> None:
+    """Put the weights of a saved model of the same layout into `model`."""
+    try:
+        saved = torch.load(Path(path), map_location="cpu", weights_only=True)
+        model.load_state_dict(saved)
+    except FileNotFoundError as error:
+        raise ConfigError("init", path, "no such file") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError("init", path, f"not a saved model of this run's architecture ({reason[:120]})") from error

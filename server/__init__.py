@@ -1,0 +1,1 @@
+"""What the server does: the Flower ServerApp, cohort sampling, server optimisers, when to erase."""

@@ -1,0 +1,82 @@
+"""The Flower ServerApp: runs the round loop over a Grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
+
+from fl_sim.build import trackers_of, world_of
+from fl_sim.engines.records import TensorArray, to_tensor
+from fl_sim.protocols import State, Update
+from fl_sim.rounds import Federation, Order
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or go on with, the run whose config and folder the run config names."""
+    config = str(context.run_config["config"])
+    folder = Path(str(context.run_config["folder"]))
+    world = world_of(config)
+    Federation(world, GridExchange(grid), folder, trackers_of(config, folder)).run()
+
+
+@runtime_checkable
+class KeepsStates(Protocol):
+    """A Grid that keeps its clients' private state in this process."""
+
+    def private_states(self) -> Mapping[int, State]: ...
+
+    def restore(self, states: Mapping[int, State]) -> None: ...
+
+
+class GridExchange:
+    """Orders as Flower Messages: the i-th node in sorted order serves client i for the whole run."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._nodes = sorted(grid.get_node_ids())
+        self._client_at = {node: client for client, node in enumerate(self._nodes)}
+
+    def train(self, round_: int, vector: Tensor, orders: Sequence[Order]) -> Mapping[int, Update | str]:
+        array = TensorArray(vector)  # shared: only its container is made anew for each client
+        messages = [
+            Message(
+                RecordDict(
+                    {
+                        "model": ArrayRecord({"vector": array}),
+                        "order": ConfigRecord({"round": round_} | asdict(order)),
+                    }
+                ),
+                dst_node_id=self._nodes[order.client],
+                message_type="train",
+                group_id=str(round_),
+            )
+            for order in orders
+        ]
+        replies = self._grid.send_and_receive(messages)
+        return {self._client_at[reply.metadata.src_node_id]: self._read(reply, vector) for reply in replies}
+
+    def private_states(self) -> Mapping[int, State]:
+        return self._grid.private_states() if isinstance(self._grid, KeepsStates) else {}
+
+    def restore(self, states: Mapping[int, State]) -> None:
+        if isinstance(self._grid, KeepsStates):
+            self._grid.restore(states)
+
+    def _read(self, reply: Message, vector: Tensor) -> Update | str:
+        if reply.has_error():
+            return reply.error.reason or f"error {reply.error.code}"
+        metrics = reply.content.metric_records["metrics"]
+        return Update(
+            delta=to_tensor(reply.content.array_records["update"]["delta"], vector.device),
+            samples=int(metrics["num-examples"]),  # type: ignore[arg-type]
+            loss=float(metrics["loss"]),  # type: ignore[arg-type]
+        )

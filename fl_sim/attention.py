@@ -1,4 +1,4 @@
-"""Attention maps of feature tensors and the distances between them (Zagoruyko & Komodakis, ICLR 2017; NAD, ICLR 2021)."""
+"""Attention maps of features and distances between them (Zagoruyko & Komodakis, ICLR 2017; Li et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Distance: TypeAlias = Literal["squared", "norm", "mean_square"]
 def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
     """A(F) = Σ_c |F_c|^p, flattened, divided by its L2 norm + 1e-6: [B, C, H, W] -> [B, H·W]."""
     maps = features.float().abs().pow(power).sum(1).flatten(1)
-    return maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
+    normalised: Tensor = maps / (maps.norm(dim=1, keepdim=True) + 1e-6)
+    return normalised
 
 
 def map_distance(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:

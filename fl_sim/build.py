@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -67,7 +67,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except OverrideParseException as error:
+        except HydraException as error:
             key, _, value = text.partition("=")
             raise ConfigError(key, value, f"can't be read; overrides look like {key or 'rounds'}=VALUE") from error
     return parsed
@@ -131,7 +131,7 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
         return
     value, names = override.value(), list(choices(group, folders))
     require(not override.is_delete(), f"~{group}", "", f"can't be left out; choose one of {', '.join(names)}")
-    require(not override.is_sweep_override(), group, override.input_line, "several values need -m, which makes a sweep")
+    require(not override.is_sweep_override(), group, _text(override), "several values need -m, which makes a sweep")
     require(not isinstance(value, list), group, value, f"takes one choice; one of {', '.join(names)}")
     if value not in names:
         close = get_close_matches(str(value), names, n=1)
@@ -143,13 +143,21 @@ def _explained(error: Exception, overrides: Sequence[Override]) -> ConfigError:
     """Hydra's complaint as one line that names the key."""
     for override in overrides:
         if override.is_sweep_override():
-            return ConfigError(override.key_or_group, override.value_repr(), "several values need -m, which makes a sweep")
+            return ConfigError(override.key_or_group, _text(override), "several values need -m, which makes a sweep")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not overrides:
+        return ConfigError("configuration", "", reason)
     for override in overrides:
         key = override.key_or_group
         if reason.startswith(f"Could not override '{key}'") or f"'{key}'" in reason:
             return ConfigError(key, override.value(), _unknown_key(key, overrides))
-    return ConfigError("configuration", "", reason)
+    guilty = overrides[-1]
+    return ConfigError(guilty.key_or_group, _text(guilty), reason)
+
+
+def _text(override: Override) -> str:
+    """An override's value as it was typed."""
+    return str(override.input_line).partition("=")[2]
 
 
 def _unknown_key(key: str, overrides: Sequence[Override]) -> str:
@@ -160,7 +168,7 @@ def _unknown_key(key: str, overrides: Sequence[Override]) -> str:
     for part in path:
         section = section.get(part, {}) if isinstance(section, dict) else {}
     known = [name for name in section if name not in (*META, CHOICES, "_target_")] if isinstance(section, dict) else []
-    return unknown(last, known) if known else "unknown key"
+    return unknown(last, known) if known else "unknown key; there are none here"
 
 
 # From a configuration to objects --------------------------------------------------------------------------------------
@@ -168,7 +176,7 @@ def _unknown_key(key: str, overrides: Sequence[Override]) -> str:
 
 def build(config: Config) -> Parts:
     """Build every component, checking types, values and combinations; loads no data and writes nothing."""
-    rest = {key: value for key, value in config.items() if key not in (*GROUPS, CHOICES)}
+    rest = {key: value for key, value in config.items() if key not in GROUPS}
     settings: Settings = construct(Settings, rest)
     built: dict[str, Any] = {}
     for group in GROUPS:

@@ -64,7 +64,9 @@ class Checkpoints:
             return None
         content = load_tensors(self._path)
         if content.get("format") != FORMAT:
-            raise RunError(f"can't resume from {self._path}: format {content.get('format')}, this version reads {FORMAT}")
+            raise RunError(
+                f"can't resume from {self._path}: format {content.get('format')}, this version reads {FORMAT}"
+            )
         self._versions = dict(content["clients"])
         return content, {client: load_tensors(self._file(client)) for client in self._versions}
 

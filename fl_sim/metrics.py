@@ -45,7 +45,7 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int = CHUNK) -> Score:
-    """Score a model on a test set: each image goes through once clean and, if the backdoor is after it, once stamped."""
+    """Score a model on a test set: each image goes through once clean and, if it is a victim, once stamped."""
     was_training = model.training
     model.eval()
     # right, right on victims, victims, obedient, robust; and the loss: summed on the device, read once

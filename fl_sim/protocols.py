@@ -6,9 +6,9 @@ a threshold chosen by test ASR can't be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from fl_sim.augment import Augment
 from fl_sim.layout import Layout
 from fl_sim.samples import Samples
-from fl_sim.training import Fitted
+from fl_sim.training import Fitted, Hook, Objective, Schedule
 
 if TYPE_CHECKING:
     from fl_sim.backdoor import Backdoor
@@ -33,8 +33,21 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 class Fit(Protocol):
     """The one training loop, `fl_sim.training.fit`."""
 
-    def __call__(self, model: nn.Module, samples: Samples, optimizer: torch.optim.Optimizer, **options: Any) -> Fitted:
-        ...
+    def __call__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        batch_size: int,
+        rng: Generator,
+        objective: Objective = ...,
+        after_backward: Iterable[Hook] = ...,
+        after_step: Iterable[Hook] = ...,
+        min_steps: int = ...,
+        schedule: Schedule | None = ...,
+    ) -> Fitted: ...
 
 
 class Trigger(Protocol):
@@ -155,8 +168,9 @@ class ServerOptimizer(Protocol):
 class Eraser(Protocol):
     """Removes a backdoor from a model; never changes its input, keeps the layout; may set `needs_clean = False`."""
 
-    def erase(self, model: Classifier, clean: Samples | None, state: State, ctx: ServerContext) -> tuple[Classifier, State]:
-        ...
+    def erase(
+        self, model: Classifier, clean: Samples | None, state: State, ctx: ServerContext
+    ) -> tuple[Classifier, State]: ...
 
 
 class ErasingPolicy(Protocol):

@@ -179,8 +179,14 @@ class Federation:
         record |= {"ra_before": before.ra, "ra": after.ra if after else None}
         if refusal is not None:
             record["reason"] = refusal
-        name = type(self._parts.eraser).__name__
-        self._log("erase", round=t, eraser=name, **record, seconds=seconds, accepted=refusal is None)
+        self._log(
+            "erase",
+            round=t,
+            eraser=self._settings.choices["eraser"],
+            **record,
+            seconds=seconds,
+            accepted=refusal is None,
+        )
 
     def _refusal(self, erased: Classifier, vector: Tensor) -> str | None:
         """Why an erased model can't replace the global one, by what a server can see; None if it can."""
@@ -205,9 +211,7 @@ class Federation:
             tracker.log(event, **fields)
 
     def _save(self, t: int) -> None:
-        counters = {
-            name: buffer for name, buffer in self._model.state_dict().items() if not buffer.is_floating_point()
-        }
+        counters = {name: buffer for name, buffer in self._model.state_dict().items() if not buffer.is_floating_point()}
         content = {
             "names": list(self._layout.names),
             "vector": self._vector.cpu(),

@@ -53,6 +53,8 @@ class Settings:
     clients_per_round: int
     device: str
     assumed_attackers: float
+    choices: dict[str, Any]
+    """Which choice of each group the configuration was composed from."""
     init: str | None = None
     backdoor: Goal = field(default_factory=Goal)
     eval: Schedule = field(default_factory=Schedule)
@@ -106,7 +108,9 @@ def construct(target: Callable[..., Any], values: Mapping[str, Any], given: Mapp
 def unknown(name: str, accepted: Sequence[str]) -> str:
     """What to say of a key that does not exist."""
     close = get_close_matches(name, accepted, n=1)
-    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; there are {', '.join(accepted)}"
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    return f"unknown key; there are {', '.join(accepted)}" if accepted else "unknown key; there are none here"
 
 
 def convert(key: str, value: Any, hint: Any) -> Any:

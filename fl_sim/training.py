@@ -74,7 +74,7 @@ def fit(
                     group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
             loss = objective(model, x, y)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             for hook in after_backward:
                 hook(model)
             optimizer.step()

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fl_sim.build import trackers_of, world_of
+from fl_sim.console import Progress
 from fl_sim.engines.records import TensorArray, to_tensor
 from fl_sim.protocols import State, Update
 from fl_sim.rounds import Federation, Order
@@ -25,7 +26,9 @@ def main(grid: Grid, context: Context) -> None:
     config = str(context.run_config["config"])
     folder = Path(str(context.run_config["folder"]))
     world = world_of(config)
-    Federation(world, GridExchange(grid), folder, trackers_of(config, folder)).run()
+    settings = world.parts.settings
+    with Progress(settings.rounds, title=settings.name) as progress:
+        Federation(world, GridExchange(grid), folder, [*trackers_of(config, folder), progress]).run()
 
 
 @runtime_checkable

@@ -40,7 +40,9 @@ class FixedMalicious(Uniform):
     def check_cohort(self, size: int, malicious: int, clients: int) -> None:
         asked = self.malicious_per_round
         most = min(size, malicious)
-        require(asked <= most, "malicious_per_round", asked, f"only {most} can be in a cohort: must be from 0 to {most}")
+        require(
+            asked <= most, "malicious_per_round", asked, f"only {most} can be in a cohort: must be from 0 to {most}"
+        )
         honest = clients - malicious
         few = f"only {honest} honest clients for {size - asked} places"
         require(size - asked <= honest, "malicious_per_round", asked, few)

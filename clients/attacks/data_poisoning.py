@@ -1,4 +1,4 @@
-"""Data poisoning (Gu et al. 2017; in federated learning Bagdasaryan et al., AISTATS 2020): honest training on stamped data."""
+"""Data poisoning: honest training on stamped data (Gu et al. 2017; federated: Bagdasaryan et al., AISTATS 2020)."""
 
 from __future__ import annotations
 

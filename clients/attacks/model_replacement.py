@@ -1,4 +1,4 @@
-"""Model replacement (Bagdasaryan et al., AISTATS 2020): data poisoning whose update is scaled up to outweigh the others."""
+"""Model replacement (Bagdasaryan et al., AISTATS 2020): data poisoning whose update is scaled up to outweigh others."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ class BadNets:
 
     def check(self, shape: tuple[int, int, int]) -> None:
         side = min(shape[1:])
-        require(self.size <= side, "size", self.size, f"the images are only {side} pixels wide: must be from 1 to {side}")
+        require(
+            self.size <= side, "size", self.size, f"the images are only {side} pixels wide: must be from 1 to {side}"
+        )
         most = side - self.size
         require(self.margin <= most, "margin", self.margin, f"leaves no room for the patch: must be from 0 to {most}")
 

@@ -13,7 +13,7 @@ from fl_sim.protocols import Aggregate, ServerContext, State
 
 
 def squared_distances(deltas: Tensor) -> Tensor:
-    """Pairwise ‖Δ_i − Δ_j‖² by the differences themselves: the product form loses them when updates are nearly equal."""
+    """Pairwise ‖Δ_i − Δ_j‖² by the differences themselves: the product form loses those of near-equal updates."""
     return torch.cdist(deltas, deltas, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 

@@ -12,7 +12,7 @@ from fl_sim.protocols import Aggregate, ServerContext, State
 
 @dataclass(frozen=True)
 class Median:
-    """The median of each coordinate; of an even number of updates the mean of the two in the middle. Ignores weights."""
+    """The median of each coordinate; of an even number the mean of the two in the middle. Ignores weights."""
 
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
         return Aggregate(middle_mean(deltas, (len(deltas) - 1) // 2))

@@ -37,7 +37,9 @@ class Cifar10:
         try:
             raw = CIFAR10(self.root, train=train, download=self.download)
         except (RuntimeError, OSError) as error:
-            hint = "no complete CIFAR-10 (cifar-10-batches-py) there; give its folder, or data.download=true to fetch it"
+            hint = (
+                "no complete CIFAR-10 (cifar-10-batches-py) there; give its folder, or data.download=true to fetch it"
+            )
             raise ConfigError("root", self.root, hint if not self.download else f"download failed: {error}") from error
         samples = from_numpy(raw.data.transpose(0, 3, 1, 2), raw.targets)
         return Samples(resized(samples.images, self.image_size), samples.labels)

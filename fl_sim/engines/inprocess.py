@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -115,8 +114,8 @@ def load_app(reference: str) -> object:
 class InProcess:
     """Runs the apps in this process, clients on `workers` threads of one torch thread each.
 
-    `server_threads` are torch's threads for erasing, aggregation and evaluation. The results depend on `server_threads`,
-    as any float32 sum depends on its order, but not on `workers`.
+    `server_threads` are torch's threads for erasing, aggregation and evaluation. Results depend on them, as any
+    float32 sum depends on its order, but not on `workers`.
     """
 
     workers: int | Literal["auto"] = "auto"

@@ -50,7 +50,7 @@ def to_tensor(array: Array, device: torch.device) -> Tensor:
 def pack(state: State) -> RecordDict:
     """A state as records: tensors in one, plain values in another."""
     tensors = {name: TensorArray(value) for name, value in state.items() if isinstance(value, Tensor)}
-    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    plain: dict[str, Any] = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     return RecordDict({"tensors": ArrayRecord(cast(dict[str, Array], tensors)), "plain": ConfigRecord(plain)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         if compute.channels_last:
-            body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            body.to(memory_format=torch.channels_last)
         self.taps = self._resolve(candidates)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,13 +71,13 @@ class Classifier(nn.Module):
         """Logits and the outputs of the named submodules of the body, in one forward pass."""
         seen: dict[str, Tensor] = {}
 
-        def keep(name: str) -> object:
+        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 seen[name] = output
 
             return hook
 
-        hooks = [self.body.get_submodule(name).register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+        hooks = [self.body.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
             logits = self(x)
         finally:

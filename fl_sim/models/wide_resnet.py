@@ -12,7 +12,7 @@ from fl_sim.errors import require
 
 
 class PreactivationBlock(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))); where the shape changes, the shortcut is a 1×1 convolution of relu(bn(x))."""
+    """x + conv(relu(bn(conv(relu(bn(x)))))); across a change of shape the shortcut is a 1×1 conv of relu(bn(x))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

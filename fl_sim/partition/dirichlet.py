@@ -41,7 +41,9 @@ class Dirichlet:
         return np.split(order, np.cumsum(np.bincount(owner, minlength=clients))[:-1])
 
 
-def _dirichlet(alpha: float, clients: int, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _dirichlet(
+    alpha: float, clients: int, rng: np.random.Generator
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     shares = rng.dirichlet(np.full(clients, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0.5:
         return shares

@@ -1,0 +1,72 @@
+"""A run from its checked configuration to its finished folder; and its continuation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fl_sim.build import CHOICES, Config, build, config_hash, to_text, world_of
+from fl_sim.errors import ConfigError, RunError
+from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
+from fl_sim.summary import summarise
+from fl_sim.world import World
+
+
+def prepare(config: Config) -> World:
+    """Check everything and load the data, before a run folder exists."""
+    build(config)
+    world = world_of(to_text(config))
+    world.initial_model()
+    return world
+
+
+def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:
+    """Execute a run in a fresh folder; returns its summary."""
+    world = prepare(config)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_json(folder / "meta.json", provenance(str(world.device), dict(config["seeds"]), argv))
+    return _execute(config, world, folder)
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Go on with an interrupted run from its last checkpoint; a finished one is left as it is."""
+    if not folder.is_dir():
+        raise RunError(f"can't resume {folder}: no such folder")
+    if is_done(folder):
+        return read_json(folder / "summary.json")
+    config = read_config(folder)
+    return _execute(config, prepare(config), folder)
+
+
+def read_config(folder: Path) -> Config:
+    """The composed configuration that a run left; never composed anew."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run folder: it has no config.yaml")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # YAML's and OmegaConf's many kinds all mean the same here
+        raise RunError(f"can't read {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or CHOICES not in config:
+        raise RunError(f"can't read {path}: it is not a run's configuration")
+    return config
+
+
+def _execute(config: Config, world: World, folder: Path) -> dict[str, Any]:
+    settings = world.parts.settings
+    try:
+        world.parts.engine.run({"config": to_text(config), "folder": str(folder)}, settings.clients, world.device)
+    except ConfigError as error:
+        raise RunError(str(error)) from error
+    identity = {
+        "name": settings.name,
+        "seed": settings.seed,
+        "choices": config[CHOICES],
+        "config_hash": config_hash(config),
+        "malicious_clients": len(world.malicious) if world.parts.attack is not None else 0,
+    }
+    summary = summarise(folder, identity)
+    mark_done(folder)
+    return summary

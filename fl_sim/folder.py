@@ -1,0 +1,110 @@
+"""Run folders: where a run leaves its files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import string
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fl_sim import __version__
+from fl_sim.checkpoint import write_atomically
+from fl_sim.errors import RunError
+
+DONE = "done"
+
+
+def new_run_folder(output: str, name: str) -> Path:
+    """`<output>/<date>/<time>_<name>_<4 random letters>`, made."""
+    now = datetime.now()
+    letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+    return _made(Path(output) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{name}_{letters}")
+
+
+def sweep_folder(output: str, name: str, hashed: str) -> Path:
+    """`<output>/sweeps/<name>/<config hash>`, made: the same run finds its folder again."""
+    return _made(Path(output) / "sweeps" / name / hashed)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"can't make the run folder {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def write_json(path: Path, content: object) -> None:
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"can't read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"can't read {path}: it is not a JSON object")
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / DONE).exists()
+
+
+def mark_done(folder: Path) -> None:
+    (folder / DONE).touch()
+
+
+def provenance(device: str, seeds: dict[str, int], argv: list[str]) -> dict[str, Any]:
+    """`meta.json`: what someone would need to know to run this again."""
+    packages = ("torch", "torchvision", "flwr", "hydra-core", "numpy", "scikit-learn")
+    return {
+        "fl_sim": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": device,
+        "seeds": seeds,
+        "argv": argv,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+` if files were changed; None outside one."""
+    here = Path(__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,127 @@
+"""What a finished run amounts to: `summary.json`, the short table and the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_sim.folder import write_json
+from fl_sim.tracking import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Events = Sequence[dict[str, Any]]
+CURVES = "curves.png"
+# Two colours that remain distinct for colour-blind readers and in grey (Okabe & Ito 2008).
+ACC_COLOUR, ASR_COLOUR = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The measured rounds of a run, and its erasings."""
+
+    rounds: list[int]
+    acc: list[float]
+    asr: list[float | None]
+    erasings: Events
+
+    @classmethod
+    def of(cls, events: Events) -> Curves:
+        measured = [event for event in events if event["event"] == "round" and event.get("acc") is not None]
+        return cls(
+            rounds=[event["round"] for event in measured],
+            acc=[event["acc"] for event in measured],
+            asr=[event["asr"] for event in measured],
+            erasings=[event for event in events if event["event"] == "erase"],
+        )
+
+
+def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Write `summary.json` and `curves.png` from `metrics.jsonl`; returns the summary."""
+    events = list(read_metrics(folder))
+    rounds = [event for event in events if event["event"] == "round"]
+    curves = Curves.of(events)
+    attacked = [value for value in curves.asr if value is not None]
+    summary = identity | {
+        "rounds": len(rounds),
+        "acc": curves.acc[-1],
+        "asr": curves.asr[-1],
+        "asr_max": max(
+            [*attacked, *(e["asr_before"] for e in curves.erasings if e["asr_before"] is not None)], default=None
+        ),
+        "acc_max": max(curves.acc),
+        "erasings": [{key: value for key, value in event.items() if key != "event"} for event in curves.erasings],
+        "seconds": sum(event["seconds"] for event in rounds),
+    }
+    draw(curves, folder / CURVES, identity)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:
+    """ACC and ASR by round; at each erasing both drop or rise vertically from before to after."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: it takes half a second
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    before = {event["round"]: event for event in curves.erasings}
+    _line(
+        axes,
+        curves.rounds,
+        curves.acc,
+        {t: e["acc_before"] for t, e in before.items()},
+        ACC_COLOUR,
+        "ACC (clean accuracy)",
+        "-",
+    )
+    _line(
+        axes,
+        curves.rounds,
+        curves.asr,
+        {t: e["asr_before"] for t, e in before.items()},
+        ASR_COLOUR,
+        "ASR (attack success)",
+        "-",
+    )
+    for index, (t, event) in enumerate(sorted(before.items())):
+        label = f"erasing ({event['eraser']})" if not index else None
+        style = ":" if event["accepted"] else (0, (1, 4))
+        axes.axvline(t, color="0.45", linestyle=style, linewidth=1.2, label=label, zorder=0)
+        if not event["accepted"]:
+            axes.text(t, 1.02, "refused", ha="center", va="bottom", fontsize=8, color="0.35")
+    axes.set_ylim(-0.03, 1.08)
+    last = max(curves.rounds)
+    axes.set_xlim(min(0.5, curves.rounds[0]), last + 0.02 * last + 0.5)
+    axes.set_xlabel("round")
+    axes.set_ylabel("share of test images")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    choices = identity.get("choices", {})
+    parts = [choices.get(group) for group in ("data", "model", "attack", "trigger", "aggregator", "eraser")]
+    axes.set_title(" · ".join(str(part) for part in parts if part) + f" · seed {identity.get('seed')}", fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _line(
+    axes: Axes,
+    rounds: Sequence[int],
+    values: Sequence[float | None],
+    before: dict[int, float | None],
+    colour: str,
+    label: str,
+    style: str,
+) -> None:
+    xs: list[float] = []
+    ys: list[float] = []
+    for t, value in zip(rounds, values, strict=True):
+        for y in (before.get(t), value):
+            if y is not None:
+                xs.append(t)
+                ys.append(y)
+    axes.plot(xs, ys, style, color=colour, label=label, linewidth=1.8, marker="o", markersize=3)

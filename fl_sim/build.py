@@ -45,6 +45,23 @@ GROUPS = (
     "engine",
     "experiment",
 )
+CALLS = {
+    "data": "load",
+    "partition": "split",
+    "model": "body",
+    "client": "update",
+    "attack": "update",
+    "trigger": "__call__",
+    "threat": "malicious",
+    "sampler": "cohort",
+    "aggregator": "aggregate",
+    "server_optimizer": "step",
+    "eraser": "erase",
+    "erasing": "due",
+    "tracker": "log",
+    "engine": "run",
+}
+"""What each group's component is asked to do: one that lacks it is found before any work."""
 ABSENT = ("attack", "eraser", "tracker")
 """Groups in which a choice without a `_target_` means that there is no such component."""
 CHOICES = "choices"
@@ -121,6 +138,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
         config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(error, parsed) from error
+    require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
     config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
     return dict(config)
 
@@ -179,8 +197,14 @@ def build(config: Config) -> Parts:
     rest = {key: value for key, value in config.items() if key not in GROUPS}
     settings: Settings = construct(Settings, rest)
     built: dict[str, Any] = {}
+    require("experiment" not in config, "experiment", config.get("experiment"), "has no keys of its own")
     for group in GROUPS:
-        if group in ("tracker", "experiment"):
+        if group == "experiment":
+            continue
+        if group == "tracker":
+            # Trackers open files, so one with a class of its own is built only when the run folder is there.
+            if "_target_" not in (config.get(group) or {}):
+                component(group, config.get(group))
             continue
         given = {"client": built["client"]} if group == "attack" else None
         built[group] = component(group, config.get(group), given)
@@ -198,9 +222,12 @@ def component(group: str, section: Any, given: Mapping[str, Any] | None = None) 
         require(not extra, f"{group}.{extra[0] if extra else ''}", None, "unknown key: this choice takes none")
         return None
     try:
-        return construct(locate(section["_target_"]), section, given)
+        built = construct(locate(section["_target_"]), section, given)
+        able = callable(getattr(built, CALLS[group], None))
+        require(able, "_target_", section["_target_"], f"is no {group}: it has no {CALLS[group]}()")
     except ConfigError as error:
         raise error.within(group) from error
+    return built
 
 
 def _check_together(parts: Parts) -> None:

@@ -82,8 +82,8 @@ def _run(arguments: list[str]) -> int:
     from fl_sim import execution
     from fl_sim.folder import new_run_folder
 
-    execution.prepare(config)
-    folder = new_run_folder(config["output"], config["name"])
+    settings = execution.prepare(config).parts.settings
+    folder = new_run_folder(settings.output, settings.name)
     console = _console()
     console.print(f"{_what(config)}\n{folder}", soft_wrap=True)
     summary = _interruptible(lambda: execution.start(config, folder, ["fl-sim", "run", *arguments]), folder)
@@ -119,8 +119,8 @@ def _sweep(overrides: list[str], arguments: list[str]) -> int:
         console.print(f"[{number}/{len(jobs)}] {label}", markup=False, soft_wrap=True)
         try:
             config = build.compose_config(job)
-            execution.prepare(config)
-            folder = sweep_folder(config["output"], config["name"], build.config_hash(config))
+            settings = execution.prepare(config).parts.settings
+            folder = sweep_folder(settings.output, settings.name, build.config_hash(config))
             if (folder / "config.yaml").exists():
                 state = "found finished" if is_done(folder) else "resumed"
                 summary = _interruptible(lambda folder=folder: execution.resume(folder), folder)  # type: ignore[misc]

@@ -17,8 +17,13 @@ from fl_sim.world import World
 def prepare(config: Config) -> World:
     """Check everything and load the data, before a run folder exists."""
     build(config)
-    world = world_of(to_text(config))
-    world.initial_model()
+    try:
+        world = world_of(to_text(config))
+        world.initial_model()
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in f"{type(error).__name__} {error}".lower():
+            raise
+        raise RunError(f"not enough memory for the data and the model ({str(error).splitlines()[0]})") from error
     return world
 
 

@@ -48,11 +48,12 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
     """Score a model on a test set: each image goes through once clean and, if it is a victim, once stamped."""
     was_training = model.training
     model.eval()
-    # right, right on victims, victims, obedient, robust; and the loss: summed on the device, read once
-    counts = torch.zeros(5, dtype=torch.long, device=test.labels.device)
+    # right, right on others, others, victims, obedient, robust; and the loss: summed on the device, read once
+    counts = torch.zeros(6, dtype=torch.long, device=test.labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=test.labels.device)
     for x, y in test.chunks(chunk):
         victims = backdoor.goal.victims(y)
+        others = victims if backdoor.goal.rule == "all_to_all" else y != backdoor.goal.target
         logits = model(x)
         right = logits.argmax(1) == y
         loss += F.cross_entropy(logits, y, reduction="sum")
@@ -61,10 +62,13 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
         truth = y[victims]
         obedient = predicted == backdoor.goal.labels(truth, backdoor.classes)
         counts += torch.stack(
-            [right.sum(), right[victims].sum(), victims.sum(), obedient.sum(), (predicted == truth).sum()]
+            [
+                *(right.sum(), right[others].sum(), others.sum()),
+                *(victims.sum(), obedient.sum(), (predicted == truth).sum()),
+            ]
         )
     model.train(was_training)
-    correct, correct_victims, attacked, obeyed, robust = counts.tolist()
+    correct, correct_others, other, attacked, obeyed, robust = counts.tolist()
     low, high = wilson(obeyed, attacked) if attacked else (None, None)
 
     def share(count: int) -> float | None:
@@ -75,7 +79,7 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
         asr=share(obeyed),
         asr_low=low,
         asr_high=high,
-        acc_non_target=share(correct_victims) if backdoor.goal.rule != "all_to_all" else correct / len(test),
+        acc_non_target=correct_others / other if other else None,
         ra=share(robust),
         loss=float(loss) / len(test),
     )

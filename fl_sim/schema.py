@@ -75,11 +75,13 @@ class Settings:
 
 def locate(target: str) -> Callable[..., Any]:
     """The class or function that a dotted path names."""
+    require(isinstance(target, str), "_target_", target, "must be the dotted path of a class")
     module, _, name = target.rpartition(".")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError("_target_", target, f"can't be imported ({error})") from error
+    require(callable(found), "_target_", target, "is neither a class nor a function")
     return found
 
 
@@ -89,8 +91,12 @@ def construct(target: Callable[..., Any], values: Mapping[str, Any], given: Mapp
     Every complaint is a `ConfigError` that names the key within this component.
     """
     given = dict(given or {})
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target)
-    parameters = inspect.signature(target).parameters
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target)
+        parameters = inspect.signature(target).parameters
+    except (NameError, TypeError, ValueError) as error:
+        name = getattr(target, "__name__", str(target))
+        raise ConfigError("_target_", name, f"its parameters can't be read ({error})") from error
     accepted = [name for name in parameters if name not in given]
     arguments: dict[str, Any] = {name: value for name, value in given.items() if name in parameters}
     for name, value in values.items():

@@ -26,10 +26,10 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
-def decayed(factor: float, every: float) -> Schedule:
-    """Multiply the learning rate by `factor` each time another share `every` of the steps is done."""
+def decayed(factor: float, every: float, times: float = math.inf) -> Schedule:
+    """Multiply the learning rate by `factor` each time another share `every` of the steps is done, `times` at most."""
     # The slack keeps 3 · 0.2 = 0.6000000000000001 in its own stage.
-    return lambda progress: float(factor ** math.floor(progress / every + 1e-9))
+    return lambda progress: float(factor ** min(math.floor(progress / every + 1e-9), times))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ class Sgd:
 
     epochs: int = 2
     batch_size: int = 32
-    lr: float = 0.05
-    momentum: float = 0.9
+    lr: float = 0.1
+    momentum: float = 0.0
     weight_decay: float = 0.0
     augment: bool = False
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fl_sim.protocols import Aggregate, ServerContext, State
 
 
 def weighted_mean(deltas: Tensor, weights: Tensor, kept: Tensor | None = None) -> Tensor:
-    """The mean of the kept rows by their weights, in one matrix-vector product."""
+    """The mean of the kept rows by their weights; a row left out may hold anything, NaN too."""
     if kept is not None:
-        weights = torch.where(kept, weights, torch.zeros_like(weights))
+        deltas, weights = deltas[kept], weights[kept]
     return (weights / weights.sum()) @ deltas
 
 

@@ -15,7 +15,7 @@ class FineTune(Tuning):
     """Trains all layers on the clean set, by default for as many steps as NAD's teacher and student together."""
 
     epochs: int = 20
-    min_steps: int = 400
+    min_steps: int = 800
     lr_decay_epochs: int = 4
 
     def erase(

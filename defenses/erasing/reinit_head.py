@@ -16,7 +16,7 @@ class ReinitHead(Tuning):
     """Draws the last layer anew, then trains all layers on the clean set."""
 
     epochs: int = 20
-    min_steps: int = 400
+    min_steps: int = 800
     lr_decay_epochs: int = 4
 
     def erase(

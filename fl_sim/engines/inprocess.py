@@ -7,11 +7,12 @@ import os
 import traceback
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
@@ -89,19 +90,35 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         known = self._states.get(node, RecordDict())
         # The app works on a copy, so that one that fails half-way leaves its state as it was.
-        context = Context(RUN_ID, node, {}, RecordDict(dict(known)), dict(self._run_config))
+        context = Context(RUN_ID, node, {}, copied(known), dict(self._run_config))
         try:
             reply = self._app(message, context)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             reply = Message(Error(CLIENT_ERROR, reason), reply_to=message)
         else:
-            if any(context.state[name] is not known.get(name) for name in context.state):
+            if not same(context.state, known):
                 self._states[node] = context.state
                 self._changed.add(node)
         self._sent += 1
         set_message_id(reply, str(self._sent))
         return reply
+
+
+def copied(records: RecordDict) -> RecordDict:
+    """Records whose entries can be replaced without touching the originals; the arrays themselves are shared."""
+    return RecordDict({name: r.copy() if isinstance(r, ArrayRecord) else deepcopy(r) for name, r in records.items()})
+
+
+def same(left: RecordDict, right: RecordDict) -> bool:
+    """Whether two states hold the very same arrays and equal values; reads no array's bytes."""
+    return left.keys() == right.keys() and all(_alike(left[name], right[name]) for name in left)
+
+
+def _alike(left: object, right: object) -> bool:
+    if isinstance(left, ArrayRecord) and isinstance(right, ArrayRecord):
+        return list(left) == list(right) and all(left[name] is right[name] for name in left)
+    return type(left) is type(right) and left == right
 
 
 def load_app(reference: str) -> object:

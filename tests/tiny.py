@@ -1,0 +1,58 @@
+"""Runs that take a fraction of a second, and how to read what they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fl_sim import execution
+from fl_sim.build import compose_config
+
+TINY = (
+    "data=synthetic",
+    "data.samples=300",
+    "data.test_samples=100",
+    "data.image_size=8",
+    "data.channels=1",
+    "data.classes=4",
+    "model.width=4",
+    "clients=6",
+    "clients_per_round=4",
+    "client.epochs=1",
+    "threat.fraction=0.5",
+    "rounds=3",
+    "eraser=none",
+)
+"""Six clients, four a round, three rounds, on 8×8 images of four classes."""
+
+ERASING = ("eraser=fine_tune", "eraser.epochs=1", "eraser.min_steps=4", "erasing.rounds=2")
+"""Besides: an erasing after every second round."""
+
+
+def tiny(*overrides: str) -> dict[str, Any]:
+    """The composed configuration of a tiny run."""
+    return compose_config([*TINY, *overrides])
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    """A tiny run in a fresh folder; returns the folder."""
+    folder.mkdir(parents=True)
+    execution.start(tiny(*overrides), folder, ["fl-sim", "run"])
+    return folder
+
+
+def events(folder: Path, event: str | None = None) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, all or those of one event."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if event in (None, line["event"])]
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """All events without what a clock decides: what "identical metrics" means."""
+    return [{key: value for key, value in event.items() if key != "seconds"} for event in events(folder)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim.build import world_of
-from fl_sim.engines.records import TensorArray, pack, to_tensor, unpack
+from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
 from fl_sim.protocols import ClientContext, Threatening
 from fl_sim.randomness import generator
 from fl_sim.training import fit
@@ -45,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
         context.state = pack(update.private)
     reply = RecordDict(
         {
-            "update": ArrayRecord({"delta": TensorArray(update.delta)}),
+            "update": by_reference({"delta": TensorArray(update.delta)}),
             "metrics": MetricRecord({"num-examples": update.samples, "loss": update.loss}),
             "client": ConfigRecord({"id": client}),
         }

@@ -25,9 +25,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
-        raise RunError(f"can't write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise RunError(f"can't write {path}: {error.strerror or error}") from error
+        raise
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:

@@ -50,7 +50,9 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
     model.eval()
     # right, right on others, others, victims, obedient, robust; and the loss: summed on the device, read once
     counts = torch.zeros(6, dtype=torch.long, device=test.labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=test.labels.device)
+    # Float64 where the device has it: Apple's GPUs do not.
+    wide = torch.float32 if test.labels.device.type == "mps" else torch.float64
+    loss = torch.zeros((), dtype=wide, device=test.labels.device)
     for x, y in test.chunks(chunk):
         victims = backdoor.goal.victims(y)
         others = victims if backdoor.goal.rule == "all_to_all" else y != backdoor.goal.target

@@ -130,8 +130,8 @@ class Federation:
         self._states |= {"aggregator": result.state, "server_optimizer": memory}
         # Batch normalisation's statistics are averaged over the clients that the rule kept.
         kept = torch.ones_like(weights, dtype=torch.bool) if result.kept is None else result.kept
-        shares = weights * kept
-        buffers = (shares / shares.sum()) @ deltas[:, split:]
+        shares = weights[kept]
+        buffers = (shares / shares.sum()) @ deltas[kept, split:]  # what was not kept may hold NaN
         self._vector = self._vector + torch.cat([step, buffers])
         self._layout.clamp_variances(self._vector)
         attacking = [c in self._attackers and self._parts.threat.active(t) for c in clients]

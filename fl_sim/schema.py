@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -135,7 +135,8 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be a whole number")
         return value
     if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # Not math.isfinite, which fails on a whole number that is too large for a float.
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         require(number, key, value, "must be a number")
         return float(value)
     if kind is str:

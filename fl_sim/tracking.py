@@ -50,7 +50,10 @@ def plain(value: object) -> object:
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The events of a run; a last line that a crash cut short is left out."""
     path = folder / METRICS
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"can't read {path}: {error.strerror}") from error
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = json.loads(line)

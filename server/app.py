@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fl_sim.build import trackers_of, world_of
 from fl_sim.console import Progress
-from fl_sim.engines.records import TensorArray, to_tensor
+from fl_sim.engines.records import TensorArray, by_reference, to_tensor
 from fl_sim.protocols import State, Update
 from fl_sim.rounds import Federation, Order
 
@@ -54,7 +54,7 @@ class GridExchange:
             Message(
                 RecordDict(
                     {
-                        "model": ArrayRecord({"vector": array}),
+                        "model": by_reference({"vector": array}),
                         "order": ConfigRecord({"round": round_} | asdict(order)),
                     }
                 ),

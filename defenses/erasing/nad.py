@@ -38,7 +38,8 @@ class Nad(Tuning):
         require(self.teacher_epochs >= 1, "teacher_epochs", self.teacher_epochs, "must be 1 or more")
         usable = bool(self.weights) and all(weight >= 0 for weight in self.weights)
         require(usable, "weights", list(self.weights), "must be a list of one or more numbers, none below 0")
-        require(self.power > 0, "power", self.power, "must be above 0")
+        # Below 1 the map has no finite gradient where a feature is zero, as a ReLU's often is.
+        require(self.power >= 1, "power", self.power, "must be 1 or more")
 
     def erase(
         self, model: Classifier, clean: Samples | None, state: State, ctx: ServerContext

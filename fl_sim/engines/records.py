@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -47,11 +48,19 @@ def to_tensor(array: Array, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(array.numpy())).to(device)
 
 
+def by_reference(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of these very arrays; ArrayRecord's own constructor would serialise each into a plain new one."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
+
+
 def pack(state: State) -> RecordDict:
     """A state as records: tensors in one, plain values in another."""
     tensors = {name: TensorArray(value) for name, value in state.items() if isinstance(value, Tensor)}
     plain: dict[str, Any] = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    return RecordDict({"tensors": ArrayRecord(cast(dict[str, Array], tensors)), "plain": ConfigRecord(plain)})
+    return RecordDict({"tensors": by_reference(tensors), "plain": ConfigRecord(plain)})
 
 
 def unpack(records: RecordDict, device: torch.device) -> State:

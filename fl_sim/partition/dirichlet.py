@@ -21,7 +21,7 @@ class Dirichlet:
     min_samples: int = 2
 
     def __post_init__(self) -> None:
-        require(0 < self.alpha < float("inf"), "alpha", self.alpha, "must be a number above 0")
+        require(0 < self.alpha <= 1e6, "alpha", self.alpha, "must be a number above 0 and at most 1000000")
         require(self.min_samples >= 0, "min_samples", self.min_samples, "must be 0 or more")
 
     def check(self, samples: int, clients: int) -> None:
@@ -32,25 +32,13 @@ class Dirichlet:
         owner = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            shares = _dirichlet(self.alpha, clients, rng)
+            shares = rng.dirichlet(np.full(clients, self.alpha))
             cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
             for client, part in enumerate(np.split(members, cuts)):
                 owner[part] = client
         _fill_up(owner, clients, self.min_samples, rng)
         order = np.argsort(owner, kind="stable")
         return np.split(order, np.cumsum(np.bincount(owner, minlength=clients))[:-1])
-
-
-def _dirichlet(
-    alpha: float, clients: int, rng: np.random.Generator
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    shares = rng.dirichlet(np.full(clients, alpha))
-    if np.isfinite(shares).all() and shares.sum() > 0.5:
-        return shares
-    # All gammas underflowed, as they do for a tiny alpha: in that limit one client gets the whole class.
-    only = np.zeros(clients)
-    only[rng.integers(clients)] = 1.0
-    return only
 
 
 def _fill_up(owner: Indices, clients: int, least: int, rng: np.random.Generator) -> None:

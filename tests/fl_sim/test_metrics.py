@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from toys import seeded, small_model, spotted, white_backdoor
 
+from clients.triggers.badnets import BadNets
 from fl_sim.backdoor import Backdoor, Goal, Rule
+from fl_sim.data.digits import Digits
 from fl_sim.metrics import accuracy, defense_effectiveness, evaluate, is_finite, wilson
+from fl_sim.models.classifier import build_classifier
+from fl_sim.models.cnn import Cnn
 from fl_sim.rounds import detection_rates
 from fl_sim.samples import Samples
 from fl_sim.training import fit, sgd
@@ -201,3 +205,16 @@ def test_an_untrained_models_asr_over_all_targets_is_chance() -> None:
     robust = evaluate(small_model(), test, Backdoor(LastPixel(), Goal("all_to_all"), 4)).ra
     assert robust is not None
     assert sum(asr for asr in asrs if asr is not None) == pytest.approx(4 / 3 * (1 - robust))
+
+
+def test_a_clean_model_of_the_digits_has_an_asr_near_chance_or_below() -> None:
+    """Among nine classes of victims, what a trained model takes for the target by mistake is well below 1/5, for any
+    target: a stamp that nobody has trained is a small disturbance."""
+    data, facts = Digits().load(), Digits().facts
+    model = build_classifier(Cnn(8), facts.shape, 10, facts.mean, facts.std, seeded())
+    fit(model, data.train, sgd(model, 0.1, momentum=0.9), epochs=5, batch_size=32, rng=seeded())
+    for target in range(10):
+        score = evaluate(model, data.test, Backdoor(BadNets(), Goal(target=target), 10))
+        assert score.acc > 0.95
+        assert score.asr is not None
+        assert score.asr < 0.2

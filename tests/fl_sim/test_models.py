@@ -90,10 +90,10 @@ def test_initial_scales() -> None:
     """He, fan out: 64 channels · 9 give a deviation √(2/576) = 0.0589; linear: uniform within ±1/√64 = 0.125."""
     model = small_model(classes=10, architecture=Cnn(16))
     convolution, head = model.body[2][1].weight, model.head
-    assert float(convolution.std()) == pytest.approx(0.0589, rel=0.03)
+    assert convolution.std().item() == pytest.approx(0.0589, rel=0.03)
     for tensor in (head.weight, head.bias):
-        assert float(tensor.abs().max()) <= 0.125
-    assert float(head.weight.std()) == pytest.approx(0.125 / 3**0.5, rel=0.05)
+        assert tensor.abs().max().item() <= 0.125
+    assert head.weight.std().item() == pytest.approx(0.125 / 3**0.5, rel=0.05)
     assert model.body[0][1].weight.unique().tolist() == [1.0]
 
 
@@ -188,7 +188,7 @@ def test_reset_linear_draws_from_its_generator() -> None:
         reset_linear(layer, seeded(seed))
     assert torch.equal(layers[0].weight, layers[1].weight)
     assert not torch.equal(layers[0].weight, layers[2].weight)
-    assert float(layers[0].weight.abs().max()) <= 1 / 3
+    assert layers[0].weight.abs().max().item() <= 1 / 3
 
 
 def test_impossible_networks_are_refused() -> None:

@@ -55,7 +55,7 @@ def naive_sgd(
                 for p, g, v in zip(model.parameters(), gradients, velocities, strict=True):
                     v.mul_(momentum).add_(g + decay * p)
                     p.sub_(lr * v)
-            losses.append(float(loss))
+            losses.append(loss.item())
     return sum(losses) / len(losses)
 
 

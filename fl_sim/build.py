@@ -145,7 +145,10 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 def _check_choice(override: Override, folders: Sequence[Path]) -> None:
     group = override.key_or_group
+    if group.startswith("hydra.") and group != "hydra.searchpath":
+        raise ConfigError(group, _text(override), "fl-sim uses nothing of Hydra's own settings but hydra.searchpath")
     if group not in GROUPS:
+        require(not override.is_delete(), f"~{group}", "", "can't be left out; give it another value instead")
         return
     value, names = override.value(), list(choices(group, folders))
     require(not override.is_delete(), f"~{group}", "", f"can't be left out; choose one of {', '.join(names)}")
@@ -153,8 +156,8 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
     require(not isinstance(value, list), group, value, f"takes one choice; one of {', '.join(names)}")
     if value not in names:
         close = get_close_matches(str(value), names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(group, value, f"no such choice; {hint}There are {', '.join(names)}")
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(group, value, f"no such choice{hint} (there are {', '.join(names)})")
 
 
 def _explained(error: Exception, overrides: Sequence[Override]) -> ConfigError:

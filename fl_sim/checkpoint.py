@@ -13,6 +13,7 @@ from fl_sim.errors import RunError
 from fl_sim.protocols import State
 
 FORMAT = 1
+CHECKPOINT = "checkpoint.pt"
 CLIENT_FOLDER = "clients"
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "checkpoint.pt"
+        self._path = folder / CHECKPOINT
         self._clients = folder / CLIENT_FOLDER
         self._versions: dict[int, int] = {}
 

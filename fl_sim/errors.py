@@ -8,7 +8,8 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={_short(value)}: {allowed}")
+        said = _short(value)
+        super().__init__(f"{key}={said}: {allowed}" if said else f"{key}: {allowed}")
 
     def within(self, prefix: str) -> ConfigError:
         """The same complaint, seen from the enclosing section of the configuration."""

@@ -8,18 +8,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fl_sim.build import CHOICES, Config, build, config_hash, to_text, world_of
+from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.summary import summarise
 from fl_sim.world import World
 
 
-def prepare(config: Config) -> World:
+def prepare(config: Config, *, fresh: bool = True) -> World:
     """Check everything and load the data, before a run folder exists."""
     build(config)
     try:
         world = world_of(to_text(config))
-        world.initial_model()
+        if fresh:
+            world.initial_model()  # finds a bad `init` now; a checkpoint holds all that it gave
     except (MemoryError, RuntimeError) as error:
         if "memory" not in f"{type(error).__name__} {error}".lower():
             raise
@@ -42,7 +44,7 @@ def resume(folder: Path) -> dict[str, Any]:
     if is_done(folder):
         return read_json(folder / "summary.json")
     config = read_config(folder)
-    return _execute(config, prepare(config), folder)
+    return _execute(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
 
 
 def read_config(folder: Path) -> Config:

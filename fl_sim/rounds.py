@@ -17,7 +17,7 @@ from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_
 from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ServerContext, State, Tracker, Update
 from fl_sim.randomness import generator
-from fl_sim.tracking import JsonLines
+from fl_sim.tracking import METRICS, JsonLines
 from fl_sim.training import fit
 from fl_sim.world import World
 
@@ -56,10 +56,14 @@ class Federation:
         self._settings = world.parts.settings
         self._exchange = exchange
         self._folder = folder
+        self._checkpoints = Checkpoints(folder)
+        self._found = self._checkpoints.load()
+        # A checkpoint holds all that `init` gave, whose file may have gone since.
+        self._model = world.new_model() if self._found else world.initial_model()
+        if self._found and not (folder / METRICS).exists():
+            raise RunError(f"can't resume {folder}: its {METRICS} is missing")
         self._metrics = JsonLines(folder)
         self._trackers = [self._metrics, *trackers]
-        self._checkpoints = Checkpoints(folder)
-        self._model = world.initial_model()
         self._layout = world.layout
         self._vector = self._layout.read(self._model)
         self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}}
@@ -223,11 +227,10 @@ class Federation:
 
     def _resume(self) -> int:
         """The last finished round, with everything put back as it was after it; 0 for a new run."""
-        found = self._checkpoints.load()
-        if found is None:
+        if self._found is None:
             self._metrics.rewind(0)
             return 0
-        content, clients = found
+        content, clients = self._found
         if content["names"] != list(self._layout.names) or content["vector"].shape != self._vector.shape:
             raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
         self._vector = content["vector"].to(self._world.device)

@@ -14,9 +14,9 @@ from fl_sim.errors import require
 
 @dataclass(frozen=True)
 class Uniform:
-    """`clients_per_round` clients drawn without replacement; weighted by their numbers of samples, or equally."""
+    """`clients_per_round` clients drawn without replacement; weighted equally, or by their numbers of samples."""
 
-    weighting: Literal["samples", "equal"] = "samples"
+    weighting: Literal["equal", "samples"] = "equal"
 
     def cohort(self, clients: int, size: int, malicious: frozenset[int], rng: Generator) -> list[int]:
         return sorted(torch.randperm(clients, generator=rng)[:size].tolist())

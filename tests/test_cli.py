@@ -120,7 +120,7 @@ ISSUE = (
 
 @pytest.mark.parametrize("override", ISSUE)
 def test_a_bad_setting_leaves_three_lines_at_most_and_no_folder(override: str, cwd: Path, capsys: Capture) -> None:
-    """Each of the issue's list: status 2, the key named, no traceback, no run folder."""
+    """Settings that can't be used: status 2, the key named, no traceback, no run folder."""
     assert main(["run", override]) == USAGE
     shown = capsys.readouterr()
     assert override.split("=")[0] in shown.err

@@ -22,7 +22,7 @@ def default_run(folder: Path, *overrides: str) -> list[dict[str, Any]]:
 
 
 def check_promise(events: list[dict[str, Any]]) -> None:
-    """Issue 2's numbers: every segment between erasings reaches ASR > 0.8 (`asr_before` counts), every erasing with
+    """Every segment between erasings reaches ASR > 0.8 (`asr_before` counts), every erasing with
     `asr_before` ≥ 0.5 at least halves it and costs at most 0.15 ACC, final ACC > 0.85, under 90 s."""
     erasings = [event for event in events if event["event"] == "erase"]
     rounds = [event for event in events if event["event"] == "round"]
@@ -58,7 +58,7 @@ def test_without_an_eraser_the_promise_is_not_met(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", FRESH)
 def test_every_fresh_seed_keeps_the_promise(tmp_path: Path, seed: int) -> None:
-    """Five of five, as issue 2 asks."""
+    """Five of five."""
     check_promise(default_run(tmp_path / "run", f"seed={seed}"))
 
 

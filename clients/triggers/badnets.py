@@ -21,29 +21,37 @@ def checkerboard(size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BadNets:
-    """A `size`×`size` patch, `margin` pixels from the edges of a corner, on all channels."""
+    """A `size`×`size` patch, `margin` pixels from the edges of a corner, on all channels.
 
-    size: int = 3
+    `auto` is the usual 3×3 on 32×32 images, scaled with the image, and at least 2×2.
+    """
+
+    size: int | Literal["auto"] = "auto"
     pattern: Literal["checkerboard", "white"] = "checkerboard"
     corner: Literal["bottom_right", "bottom_left", "top_right", "top_left"] = "bottom_right"
     margin: int = 0
 
     def __post_init__(self) -> None:
-        require(self.size >= 1, "size", self.size, "must be 1 or more pixels")
+        require(self.size == "auto" or self.size >= 1, "size", self.size, "must be auto or 1 or more pixels")
         require(self.margin >= 0, "margin", self.margin, "must be 0 or more pixels")
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        side = min(shape[1:])
-        require(
-            self.size <= side, "size", self.size, f"the images are only {side} pixels wide: must be from 1 to {side}"
-        )
-        most = side - self.size
+        image = min(shape[1:])
+        size = self.side(image)
+        fits = f"the images are only {image} pixels wide: must be from 1 to {image}"
+        require(size <= image, "size", self.size, fits)
+        most = image - size
         require(self.margin <= most, "margin", self.margin, f"leaves no room for the patch: must be from 0 to {most}")
 
+    def side(self, image: int) -> int:
+        """The patch's side on images of this many pixels."""
+        return max(2, round(image * 3 / 32)) if self.size == "auto" else self.size
+
     def __call__(self, x: Tensor) -> Tensor:
-        patch = checkerboard(self.size) if self.pattern == "checkerboard" else torch.ones(self.size, self.size)
-        rows = _span(self.size, self.margin, x.shape[2], end=self.corner.startswith("bottom"))
-        columns = _span(self.size, self.margin, x.shape[3], end=self.corner.endswith("right"))
+        size = self.side(min(x.shape[2:]))
+        patch = checkerboard(size) if self.pattern == "checkerboard" else torch.ones(size, size)
+        rows = _span(size, self.margin, x.shape[2], end=self.corner.startswith("bottom"))
+        columns = _span(size, self.margin, x.shape[3], end=self.corner.endswith("right"))
         stamped = x.clone()
         stamped[:, :, rows, columns] = patch.to(x)
         return stamped

@@ -46,10 +46,18 @@ def test_the_3x3_pattern_is_nads(channels: int) -> None:
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_the_pattern_is_the_same_in_every_corner(corner: str) -> None:
-    out = BadNets(corner=corner)(grey(1, 1))[0, 0]  # type: ignore[arg-type]
+    out = BadNets(size=3, corner=corner)(grey(1, 1))[0, 0]  # type: ignore[arg-type]
     rows = slice(5, 8) if corner.startswith("bottom") else slice(0, 3)
     columns = slice(7, 10) if corner.endswith("right") else slice(0, 3)
     assert torch.equal(out[rows, columns], checkerboard(3))
+
+
+def test_the_automatic_size_grows_with_the_image() -> None:
+    """3 of 32 pixels, rounded, and at least 2: 8 → 2, 16 → 2 (1.5), 28 → 3 (2.6), 32 → 3, 64 → 6."""
+    assert [BadNets().side(image) for image in (8, 16, 28, 32, 64)] == [2, 2, 3, 3, 6]
+    assert BadNets(size=4).side(32) == 4
+    stamped = BadNets(pattern="white")(torch.zeros(1, 1, 32, 32))
+    assert int(stamped.sum()) == 9
 
 
 def test_other_sizes_are_checkerboards() -> None:

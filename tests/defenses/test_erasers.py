@@ -94,7 +94,7 @@ def test_the_same_generator_gives_the_same_bits(name: str, backdoored: Classifie
 @pytest.mark.parametrize("name", ["fine_tune", "nad", "reinit_head"])
 def test_the_clean_task_survives(name: str, backdoored: Classifier, clean: Samples) -> None:
     """Without augmentation, for a shift turns one of the toy's classes into the next. Official NAD is left out: at
-    8×8 its mean squared error weighs so much that it destroys the model (METHODS.md, section 1)."""
+    8×8 its mean squared error weighs so much that it destroys the model (docs/methods.md)."""
     erased = erase(configured(name, min_steps=40, augment=False), backdoored, clean)
     assert accuracy(erased, spotted(40)) > 0.9
 

@@ -21,7 +21,7 @@ class Digits:
 
     clean_fraction: float = 0.10
     image_size: int = 8
-    augment: Augment = Augment(crop=1)
+    augment: Augment = Augment(crop=1, cutout=1)
     root: str = "data"
 
     def __post_init__(self) -> None:

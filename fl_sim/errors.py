@@ -9,7 +9,8 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         self.key, self.value, self.allowed = key, value, allowed
         said = _short(value)
-        super().__init__(f"{key}={said}: {allowed}" if said else f"{key}: {allowed}")
+        # `~key` and `--option` have no value to show.
+        super().__init__(f"{key}: {allowed}" if key[:1] in ("~", "-") and not said else f"{key}={said}: {allowed}")
 
     def within(self, prefix: str) -> ConfigError:
         """The same complaint, seen from the enclosing section of the configuration."""

@@ -66,6 +66,7 @@ class Federation:
         self._trackers = [self._metrics, *trackers]
         self._layout = world.layout
         self._vector = self._layout.read(self._model)
+        self._scored: tuple[Tensor, Score] | None = None
         self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}}
         self._attackers = world.malicious if self._parts.attack is not None else frozenset[int]()
         self._ranks = {client: rank for rank, client in enumerate(sorted(self._attackers))}
@@ -206,9 +207,11 @@ class Federation:
         return None
 
     def _score(self, vector: Tensor) -> Score:
-        """Score a vector, leaving it loaded in the server's model."""
-        self._layout.load(self._model, vector)
-        return evaluate(self._model, self._world.test, self._world.backdoor)
+        """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""
+        if self._scored is None or self._scored[0] is not vector:
+            self._layout.load(self._model, vector)
+            self._scored = vector, evaluate(self._model, self._world.test, self._world.backdoor)
+        return self._scored[1]
 
     def _log(self, event: str, **fields: Any) -> None:
         for tracker in self._trackers:
@@ -231,6 +234,7 @@ class Federation:
             self._metrics.rewind(0)
             return 0
         content, clients = self._found
+        self._found = None
         if content["names"] != list(self._layout.names) or content["vector"].shape != self._vector.shape:
             raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
         self._vector = content["vector"].to(self._world.device)

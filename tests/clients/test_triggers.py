@@ -36,7 +36,7 @@ def test_badnets_changes_exactly_its_patch(corner: str, margin: int, size: int) 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_3x3_pattern_is_nads(channels: int) -> None:
     """NAD's repository: rows [0,0,255], [0,255,0], [255,0,255] at the bottom right, all channels."""
-    out = BadNets()(grey(channels=channels))
+    out = BadNets(size=3)(grey(channels=channels))
     expected = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     for image in out:
         for channel in image:

@@ -58,10 +58,10 @@ def test_fixed_malicious_has_exactly_so_many(asked: int) -> None:
 
 def test_weights_by_samples_or_equal() -> None:
     """10, 30 and 60 of 100 samples."""
-    assert Uniform().weights([10, 30, 60]) == pytest.approx([0.1, 0.3, 0.6])
-    assert Uniform("equal").weights([10, 30, 60]) == pytest.approx([1 / 3] * 3)
-    assert FixedMalicious().weights([1, 3]) == [0.25, 0.75]
-    for sampler in (Uniform(), Uniform("equal")):
+    assert Uniform("samples").weights([10, 30, 60]) == pytest.approx([0.1, 0.3, 0.6])
+    assert Uniform().weights([10, 30, 60]) == pytest.approx([1 / 3] * 3)
+    assert FixedMalicious("samples").weights([1, 3]) == [0.25, 0.75]
+    for sampler in (Uniform("samples"), Uniform()):
         assert sum(sampler.weights([7, 11, 13, 17, 1])) == pytest.approx(1.0)
 
 

@@ -147,7 +147,7 @@ REFUSED = [
     ("seed.=3", "seed."),
     ("@=3", ""),
     ("%=3", "%"),
-    ("~", ""),
+    ("~", "~"),
     ("+", "+"),
     # Sweeps without -m
     ("seed=1,2", "seed"),
@@ -157,7 +157,7 @@ REFUSED = [
     ("eraser=glob(*)", "eraser"),
     # Keys that there are not, and keys that can't go
     ("~eraser", "~eraser"),
-    ("~seed", "seed"),
+    ("~seed", "~seed"),
     ("+foo=1", "foo"),
     ("++foo=1", "foo"),
     ("+seed=1", "seed"),

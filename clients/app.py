@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim.build import world_of
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
-from fl_sim.protocols import ClientContext, Threatening
+from fl_sim.protocols import ClientContext, Threatening, Update
 from fl_sim.randomness import generator
 from fl_sim.training import fit
 from fl_sim.world import World
@@ -40,7 +41,9 @@ def train(message: Message, context: Context) -> Message:
         private=unpack(context.state, world.device),
         threatening=threatening,
     )
-    update = actor.update(model, world.samples_of(client), ctx)
+    samples = world.samples_of(client)
+    # Who has no samples (only with `partition.min_samples=0`) has nothing to say.
+    update = actor.update(model, samples, ctx) if len(samples) else Update(torch.zeros_like(received), 0, 0.0)
     if update.private is not None:
         context.state = pack(update.private)
     reply = RecordDict(

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; Python must not complain of it at exit
-        return OK
+        return FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -71,6 +71,8 @@ def _run(arguments: list[str]) -> int:
     from fl_sim import build
 
     if "-m" in flags:
+        if "--cfg" in flags:
+            raise ConfigError("--cfg", "", "prints one run's configuration; leave out -m")
         return _sweep(overrides, arguments)
     config = build.compose_config(overrides)
     if "--cfg" in flags:
@@ -116,7 +118,7 @@ def _sweep(overrides: list[str], arguments: list[str]) -> int:
     jobs = build.jobs(overrides)
     for number, job in enumerate(jobs, start=1):
         label = " ".join(job)
-        console.print(f"[{number}/{len(jobs)}] {label}", markup=False, soft_wrap=True)
+        console.print(f"[{number}/{len(jobs)}] {label}", soft_wrap=True)
         try:
             config = build.compose_config(job)
             settings = execution.prepare(config).parts.settings
@@ -146,7 +148,9 @@ def _sweep(overrides: list[str], arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
-    words, _ = _split(arguments)
+    words, flags = _split(arguments)
+    if flags:
+        raise ConfigError(min(flags), "", "is for fl-sim run")
     names = [word for word in words if not word.startswith("hydra.searchpath=")]
     from fl_sim import build
 
@@ -197,7 +201,10 @@ def _interruptible(action: Callable[[], dict[str, Any]], folder: Path) -> dict[s
     try:
         return action()
     except KeyboardInterrupt:
-        print(f"\nstopped; finished rounds are kept. Go on with: fl-sim resume {folder}", file=sys.stderr)
+        print(
+            f"\nstopped; all rounds up to the last checkpoint are kept. Go on with: fl-sim resume {folder}",
+            file=sys.stderr,
+        )
         raise
 
 
@@ -234,7 +241,7 @@ def _show_sweep(outcomes: list[tuple[str, str, dict[str, Any] | None]], console:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _complain(message: str, status: int) -> int:

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, rounds: int, *, title: str = "", stream: TextIO | None = None) -> None:
         self._rounds, self._title = rounds, title
         self._first: int | None = None
-        self._console = Console(file=stream or sys.stdout, highlight=False)
+        self._console = Console(file=stream or sys.stdout, highlight=False, markup=False)
         self._live: Live | None = None
         self._rows: deque[tuple[str, str]] = deque(maxlen=RECENT)
         self._started = time.perf_counter()

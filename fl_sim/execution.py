@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,8 +15,14 @@ from fl_sim.build import CHOICES, Config, build, config_hash, to_text, world_of
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
-from fl_sim.summary import summarise
+from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 def prepare(config: Config, *, fresh: bool = True) -> World:
@@ -41,8 +51,8 @@ def resume(folder: Path) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; a finished one is left as it is."""
     if not folder.is_dir():
         raise RunError(f"can't resume {folder}: no such folder")
-    if is_done(folder):
-        return read_json(folder / "summary.json")
+    if is_done(folder) and (folder / SUMMARY).exists():
+        return read_json(folder / SUMMARY)
     config = read_config(folder)
     return _execute(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
 
@@ -62,6 +72,28 @@ def read_config(folder: Path) -> Config:
 
 
 def _execute(config: Config, world: World, folder: Path) -> dict[str, Any]:
+    with alone(folder):
+        return _run_to_end(config, world, folder)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; two that write into one would spoil it. Freed even by `kill -9`."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{folder} is in use by another process") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _run_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
     settings = world.parts.settings
     try:
         world.parts.engine.run({"config": to_text(config), "folder": str(folder)}, settings.clients, world.device)

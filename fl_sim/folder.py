@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_sim import __version__
 from fl_sim.checkpoint import write_atomically
-from fl_sim.errors import RunError
+from fl_sim.errors import ConfigError, RunError
 
 DONE = "done"
 
@@ -36,7 +36,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"can't make the run folder {folder}: {error.strerror or error}") from error
+        raise ConfigError("output", str(folder), f"can't make the run folder: {error.strerror or error}") from error
     return folder
 
 

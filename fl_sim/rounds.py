@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,7 +210,11 @@ class Federation:
         """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""
         if self._scored is None or self._scored[0] is not vector:
             self._layout.load(self._model, vector)
-            self._scored = vector, evaluate(self._model, self._world.test, self._world.backdoor)
+            score = evaluate(self._model, self._world.test, self._world.backdoor)
+            if not is_finite(vector):
+                # Among NaN logits argmax finds class 0: what looks like obedience to a trigger is a destroyed model.
+                score = replace(score, asr=None, asr_low=None, asr_high=None, ra=None)
+            self._scored = vector, score
         return self._scored[1]
 
     def _log(self, event: str, **fields: Any) -> None:

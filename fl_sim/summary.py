@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Events = Sequence[dict[str, Any]]
 CURVES = "curves.png"
+SUMMARY = "summary.json"
 # Two colours that remain distinct for colour-blind readers and in grey (Okabe & Ito 2008).
 ACC_COLOUR, ASR_COLOUR = "#0072B2", "#D55E00"
 
@@ -57,7 +58,7 @@ def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         "seconds": sum(event["seconds"] for event in rounds),
     }
     draw(curves, folder / CURVES, identity)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary)
     return summary
 
 

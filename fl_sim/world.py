@@ -14,7 +14,7 @@ import torch
 
 from fl_sim.backdoor import Backdoor
 from fl_sim.data.dataset import Dataset, Source, hold_out
-from fl_sim.errors import ConfigError
+from fl_sim.errors import ConfigError, require
 from fl_sim.layout import Layout
 from fl_sim.models.classifier import Architecture, Classifier, Compute, build_classifier
 from fl_sim.protocols import (
@@ -158,3 +158,5 @@ def load_weights(path: str, model: Classifier) -> None:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError("init", path, f"not a saved model of this run's architecture ({reason[:120]})") from error
+    finite = all(tensor.isfinite().all() for tensor in saved.values())
+    require(bool(finite), "init", path, "the saved model holds NaN or infinity")

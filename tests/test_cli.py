@@ -130,10 +130,10 @@ def test_a_bad_setting_leaves_three_lines_at_most_and_no_folder(override: str, c
     assert list(cwd.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_a_failure(cwd: Path, capsys: Capture) -> None:
-    """`output` below a file: one line, status 1."""
+def test_a_folder_that_cannot_be_made_is_refused(cwd: Path, capsys: Capture) -> None:
+    """`output` below a file: one line, status 2."""
     (cwd / "file").write_text("")
-    assert main(["run", *tiny.TINY, "output=file/runs"]) == FAILED
+    assert main(["run", *tiny.TINY, "output=file/runs"]) == 2
     assert capsys.readouterr().err.startswith("fl-sim: can't make the run folder file/runs")
 
 

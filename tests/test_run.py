@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from fl_sim import __version__, build, execution
 from fl_sim.build import CALLS, choices, conf_folder
-from fl_sim.errors import RunError
+from fl_sim.errors import ConfigError, RunError
 from fl_sim.metrics import defense_effectiveness, evaluate
 from fl_sim.rounds import Federation, detection_rates
 from fl_sim.schema import locate
@@ -801,3 +801,38 @@ def test_an_attacker_is_told_its_weight_and_rank(tmp_path: Path, monkeypatch: py
     assert [ctx.client for ctx in told] == sorted(ctx.client for ctx in told)
     assert {ctx.threatening.server_rate for ctx in told} == {1.0}
     assert {ctx.fit for ctx in told} == {fit}
+
+
+def test_two_processes_cannot_write_into_one_folder(tmp_path: Path) -> None:
+    """The second is refused in one line and changes nothing; when the first has gone, it may."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with execution.alone(folder), pytest.raises(RunError, match="in use by another process"), execution.alone(folder):
+        pass
+    with execution.alone(folder):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_model_of_nans_is_given_no_attack_success(tmp_path: Path) -> None:
+    """A learning rate of 1e30 destroys the model; argmax of NaN is class 0, the target, which is no success.
+
+    And such a model is refused as a start.
+    """
+    folder = tmp_path / "run"
+    folder.mkdir()
+    execution.start(build.compose_config([*tiny.TINY, "client.lr=1e30", "rounds=2"]), folder, [])
+    rounds = [event for event in tiny.events(folder) if event["event"] == "round"]
+    assert [event["asr"] for event in rounds] == [None, None]
+    with pytest.raises(ConfigError, match=r"init=.*NaN"):
+        execution.prepare(build.compose_config([*tiny.TINY, f"init={folder / 'model.pt'}"]))
+
+
+def test_clients_without_samples_change_nothing(tmp_path: Path) -> None:
+    """alpha 0.01 with min_samples 0 leaves clients empty: they take part, fail not, and the run goes on."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    skew = ["partition.alpha=0.01", "partition.min_samples=0", "clients=12", "clients_per_round=12", "rounds=1"]
+    execution.start(build.compose_config([*tiny.TINY, *skew]), folder, [])
+    events = tiny.events(folder)
+    assert [event for event in events if event["event"] == "client_failed"] == []
+    assert next(event for event in events if event["event"] == "round")["clients"] == 12

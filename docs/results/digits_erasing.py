@@ -41,14 +41,15 @@ def main(folder: Path) -> None:
         if erasings := summary["erasings"]:
             for key in ("asr_before", "asr", "acc_before", "acc", "seconds"):
                 row[f"erasing {key}"].append(statistics.mean(erasing[key] for erasing in erasings))
-            row["worst"].append(max(e["asr"] / e["asr_before"] for e in erasings if e["asr_before"] >= 0.5))
+            row["worst"] += [e["asr"] / e["asr_before"] for e in erasings if e["asr_before"] >= 0.5]
     print("| setting | seeds | ASR before → after erasing | ACC before → after | highest ASR | final ACC | worst |")
     print("|---|---|---|---|---|---|---|")
     for name, row in sorted(columns.items()):
         asr = acc = worst = "–"
-        if "worst" in row:
+        if "erasing asr" in row:
             asr = f"{interval(row['erasing asr_before'])} → {interval(row['erasing asr'])}"
             acc = f"{interval(row['erasing acc_before'])} → {interval(row['erasing acc'])}"
+        if row["worst"]:
             worst = f"{max(row['worst']):.2f}"
         rest = [asr, acc, interval(row["asr_max"]), interval(row["acc"]), worst]
         print(f"| {name} | {len(row['acc'])} | {' | '.join(rest)} |")

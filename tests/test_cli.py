@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_made_is_refused(cwd: Path, capsys: Capture) -> 
     """`output` below a file: one line, status 2."""
     (cwd / "file").write_text("")
     assert main(["run", *tiny.TINY, "output=file/runs"]) == 2
-    assert capsys.readouterr().err.startswith("fl-sim: can't make the run folder file/runs")
+    assert capsys.readouterr().err.startswith("fl-sim: output=file/runs")
 
 
 def test_the_composed_configuration_is_printed(capsys: Capture, cwd: Path) -> None:

@@ -301,7 +301,10 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
     for name, path in choices(group, folders).items():
         section: Any = OmegaConf.to_container(OmegaConf.load(path)) or {}
         if "_target_" in section:
-            sentence = (locate(section["_target_"]).__doc__ or "").strip().split("\n\n")[0]
+            try:
+                sentence = (locate(section["_target_"]).__doc__ or "").strip().split("\n\n")[0]
+            except ConfigError as error:
+                sentence = f"({error})"  # one choice that can't be imported must not hide the others
         else:
             first = path.read_text().splitlines()[0] if path.stat().st_size else ""
             sentence = first.removeprefix("#").strip() if not first.startswith("# @package") else ""

@@ -481,3 +481,12 @@ def test_every_listed_component_has_its_sentence() -> None:
     """`fl-sim list` has a line to say about each choice; presets and empty choices speak by their first comment."""
     silent = [(group, name) for group in GROUPS for name, line, *_ in describe(group, [conf_folder()]) if not line]
     assert [entry for entry in silent if entry[0] != "experiment"] == []
+
+
+def test_a_choice_that_cannot_be_imported_does_not_hide_the_others(tmp_path: Path) -> None:
+    """It is listed with the reason."""
+    (tmp_path / "eraser").mkdir()
+    (tmp_path / "eraser" / "lost.yaml").write_text("_target_: nowhere.Lost\n")
+    rows = {name: sentence for name, sentence, _, _ in describe("eraser", [conf_folder(), tmp_path])}
+    assert "nowhere.Lost" in rows["lost"]
+    assert rows["nad"].startswith("Fine-tunes a teacher")

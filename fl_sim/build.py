@@ -197,8 +197,8 @@ def _unknown_key(key: str, overrides: Sequence[Override]) -> str:
 
 def build(config: Config) -> Parts:
     """Build every component, checking types, values and combinations; loads no data and writes nothing."""
-    rest = {key: value for key, value in config.items() if key not in GROUPS}
-    settings: Settings = construct(Settings, rest)
+    rest = {key: value for key, value in config.items() if key not in (*GROUPS, CHOICES)}
+    settings: Settings = construct(Settings, rest, {CHOICES: config[CHOICES]})
     built: dict[str, Any] = {}
     require("experiment" not in config, "experiment", config.get("experiment"), "has no keys of its own")
     for group in GROUPS:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _run(arguments: list[str]) -> int:
     if "-m" in flags:
         if "--cfg" in flags:
             raise ConfigError("--cfg", "", "prints one run's configuration; leave out -m")
-        return _sweep(overrides, arguments)
+        return _sweep(overrides)
     config = build.compose_config(overrides)
     if "--cfg" in flags:
         from omegaconf import OmegaConf
@@ -88,7 +89,8 @@ def _run(arguments: list[str]) -> int:
     folder = new_run_folder(settings.output, settings.name)
     console = _console()
     console.print(f"{_what(config)}\n{folder}", soft_wrap=True)
-    summary = _interruptible(lambda: execution.start(config, folder, ["fl-sim", "run", *arguments]), folder)
+    with _resumable(folder):
+        summary = execution.start(config, folder, ["fl-sim", "run", *arguments])
     _show_end(summary, folder, console)
     return OK
 
@@ -103,12 +105,13 @@ def _resume(arguments: list[str]) -> int:
     console = _console()
     if is_done(folder):
         console.print(f"{folder} is finished already", soft_wrap=True)
-    summary = _interruptible(lambda: execution.resume(folder), folder)
+    with _resumable(folder):
+        summary = execution.resume(folder)
     _show_end(summary, folder, console)
     return OK
 
 
-def _sweep(overrides: list[str], arguments: list[str]) -> int:
+def _sweep(overrides: list[str]) -> int:
     """Check every job, run the good ones in turn, and say at the end what became of each."""
     from fl_sim import build, execution
     from fl_sim.folder import is_done, sweep_folder
@@ -123,16 +126,13 @@ def _sweep(overrides: list[str], arguments: list[str]) -> int:
             config = build.compose_config(job)
             settings = execution.prepare(config).parts.settings
             folder = sweep_folder(settings.output, settings.name, build.config_hash(config))
-            if (folder / "config.yaml").exists():
-                state = "found finished" if is_done(folder) else "resumed"
-                summary = _interruptible(lambda folder=folder: execution.resume(folder), folder)  # type: ignore[misc]
-            else:
-                state = "finished"
-                command = ["fl-sim", "run", *job]
-                summary = _interruptible(
-                    lambda config=config, folder=folder, command=command: execution.start(config, folder, command),  # type: ignore[misc]
-                    folder,
-                )
+            with _resumable(folder):
+                if (folder / "config.yaml").exists():
+                    state = "found finished" if is_done(folder) else "resumed"
+                    summary = execution.resume(folder)
+                else:
+                    state = "finished"
+                    summary = execution.start(config, folder, ["fl-sim", "run", *job])
         except (ConfigError, RunError) as error:
             _complain(str(error), FAILED)
             outcomes.append((label, f"failed: {error}", None))
@@ -197,9 +197,11 @@ def _split(arguments: list[str]) -> tuple[list[str], set[str]]:
     return overrides, flags
 
 
-def _interruptible(action: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on, if the run is interrupted."""
     try:
-        return action()
+        yield
     except KeyboardInterrupt:
         print(
             f"\nstopped; all rounds up to the last checkpoint are kept. Go on with: fl-sim resume {folder}",

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fl_sim.build import CHOICES, Config, build, config_hash, to_text, world_of
+from fl_sim.build import CHOICES, Config, config_hash, to_text, world_of
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
@@ -27,7 +27,6 @@ except ImportError:  # Windows has no such locks
 
 def prepare(config: Config, *, fresh: bool = True) -> World:
     """Check everything and load the data, before a run folder exists."""
-    build(config)
     try:
         world = world_of(to_text(config))
         if fresh:
@@ -42,19 +41,21 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
 def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:
     """Execute a run in a fresh folder; returns its summary."""
     world = prepare(config)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    write_json(folder / "meta.json", provenance(str(world.device), dict(config["seeds"]), argv))
-    return _execute(config, world, folder)
+    with alone(folder):
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_json(folder / "meta.json", provenance(str(world.device), dict(config["seeds"]), argv))
+        return _run_to_end(config, world, folder)
 
 
 def resume(folder: Path) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; a finished one is left as it is."""
     if not folder.is_dir():
         raise RunError(f"can't resume {folder}: no such folder")
-    if is_done(folder) and (folder / SUMMARY).exists():
-        return read_json(folder / SUMMARY)
-    config = read_config(folder)
-    return _execute(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
+    with alone(folder):
+        if is_done(folder) and (folder / SUMMARY).exists():
+            return read_json(folder / SUMMARY)
+        config = read_config(folder)
+        return _run_to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
 
 
 def read_config(folder: Path) -> Config:
@@ -69,11 +70,6 @@ def read_config(folder: Path) -> Config:
     if not isinstance(config, dict) or CHOICES not in config:
         raise RunError(f"can't read {path}: it is not a run's configuration")
     return config
-
-
-def _execute(config: Config, world: World, folder: Path) -> dict[str, Any]:
-    with alone(folder):
-        return _run_to_end(config, world, folder)
 
 
 @contextmanager

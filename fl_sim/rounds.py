@@ -165,14 +165,14 @@ class Federation:
     def _erase(self, t: int) -> None:
         """Run the eraser and take its model, unless it has diverged on the clean set."""
         assert self._parts.eraser is not None
-        started = time.perf_counter()
         before = self._score(self._vector)
         save_tensors(self._folder / "model_before_erasing.pt", self._model.state_dict())
         ctx = self._context(t, (), "erase")
+        started = time.perf_counter()
         erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
+        seconds = time.perf_counter() - started
         vector = self._layout.read(erased)
         refusal = self._refusal(erased, vector)
-        seconds = time.perf_counter() - started
         if refusal is None:
             self._vector = vector
             self._states["eraser"] = memory

@@ -103,7 +103,7 @@ def construct(target: Callable[..., Any], values: Mapping[str, Any], given: Mapp
         if name in META or name == "_target_":
             continue
         if name not in accepted:
-            raise ConfigError(name, value, unknown(name, [key for key in accepted if key != "choices"]))
+            raise ConfigError(name, value, unknown(name, accepted))
         arguments[name] = convert(name, value, hints.get(name, Any))
     for name in accepted:
         if name not in arguments and parameters[name].default is inspect.Parameter.empty:

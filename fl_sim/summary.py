@@ -71,24 +71,8 @@ def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     before = {event["round"]: event for event in curves.erasings}
-    _line(
-        axes,
-        curves.rounds,
-        curves.acc,
-        {t: e["acc_before"] for t, e in before.items()},
-        ACC_COLOUR,
-        "ACC (clean accuracy)",
-        "-",
-    )
-    _line(
-        axes,
-        curves.rounds,
-        curves.asr,
-        {t: e["asr_before"] for t, e in before.items()},
-        ASR_COLOUR,
-        "ASR (attack success)",
-        "-",
-    )
+    _line(axes, curves.rounds, curves.acc, before, "acc_before", ACC_COLOUR, "ACC (clean accuracy)")
+    _line(axes, curves.rounds, curves.asr, before, "asr_before", ASR_COLOUR, "ASR (attack success)")
     for index, (t, event) in enumerate(sorted(before.items())):
         label = f"erasing ({event['eraser']})" if not index else None
         style = ":" if event["accepted"] else (0, (1, 4))
@@ -113,16 +97,15 @@ def _line(
     axes: Axes,
     rounds: Sequence[int],
     values: Sequence[float | None],
-    before: dict[int, float | None],
+    erasings: dict[int, dict[str, Any]],
+    before: str,
     colour: str,
     label: str,
-    style: str,
 ) -> None:
-    xs: list[float] = []
-    ys: list[float] = []
-    for t, value in zip(rounds, values, strict=True):
-        for y in (before.get(t), value):
-            if y is not None:
-                xs.append(t)
-                ys.append(y)
-    axes.plot(xs, ys, style, color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
+    points = [
+        (t, y)
+        for t, value in zip(rounds, values, strict=True)
+        for y in (erasings.get(t, {}).get(before), value)
+        if y is not None
+    ]
+    axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker="o", markersize=3)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_sim import __version__
 from fl_sim.errors import ConfigError, RunError
+from fl_sim.interruption import STOPS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,15 +200,28 @@ def _split(arguments: list[str]) -> tuple[list[str], set[str]]:
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on, if the run is interrupted."""
+    """Say how to go on, if the run is interrupted, by whatever exception the interrupt came out in the end."""
+    stopped = False
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not stopped and not isinstance(error, KeyboardInterrupt):
+            raise
         print(
             f"\nstopped; all rounds up to the last checkpoint are kept. Go on with: fl-sim resume {folder}",
             file=sys.stderr,
         )
-        raise
+        raise KeyboardInterrupt from error
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _what(config: dict[str, Any]) -> str:

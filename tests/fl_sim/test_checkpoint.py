@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import IO
 
@@ -141,3 +142,29 @@ def test_a_lost_client_file_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "clients" / "3_1.pt").unlink()
     with pytest.raises(RunError, match=r"3_1\.pt"):
         Checkpoints(tmp_path).load()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_writing_waits_until_the_file_is_whole(tmp_path: Path, number: signal.Signals) -> None:
+    """It arrives in the middle of the write; the file is complete, the interrupt is still raised, as itself."""
+    arrived = []
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"first ")
+        signal.raise_signal(number)
+        file.write(b"second")
+
+    def stop(*_: object) -> None:
+        arrived.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(tmp_path / "file", write)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, previous)
+    assert arrived == [number]
+    assert (tmp_path / "file").read_bytes() == b"first second"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -8,8 +8,9 @@ from flwr.clientapp import ClientApp
 
 from fl_sim.build import world_of
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
-from fl_sim.protocols import ClientContext, Threatening, Update
+from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
 from fl_sim.randomness import generator
+from fl_sim.rounds import PREVIOUS
 from fl_sim.training import fit
 from fl_sim.world import World
 
@@ -23,7 +24,7 @@ def train(message: Message, context: Context) -> Message:
     order = message.content.config_records["order"]
     client = int(order["client"])  # type: ignore[arg-type]
     received = to_tensor(message.content.array_records["model"]["vector"], world.device)
-    threatening = _threatening(world, order) if order["attack"] else None
+    threatening = _threatening(world, order, message.content) if order["attack"] else None
     actor = world.parts.client if threatening is None else world.parts.attack
     assert actor is not None
     model = world.worker_model()
@@ -53,14 +54,23 @@ def train(message: Message, context: Context) -> Message:
             "client": ConfigRecord({"id": client}),
         }
     )
+    if update.record is not None:
+        reply.update(pack(update.record))
     return Message(reply, reply_to=message)
 
 
-def _threatening(world: World, order: ConfigRecord) -> Threatening:
+def _threatening(world: World, order: ConfigRecord, content: RecordDict) -> Threatening:
+    """An attacker's knowledge, the briefing that came with its order included."""
+    briefing = dict(unpack(content, world.device))
+    previous = briefing.pop(PREVIOUS, None)
+    parts = world.parts
     return Threatening(
-        backdoor=world.backdoor,
+        backdoor=world.backdoor.recalling(briefing),
         rank=int(order["rank"]),  # type: ignore[arg-type]
         attackers=int(order["attackers"]),  # type: ignore[arg-type]
         weight=float(order["weight"]),  # type: ignore[arg-type]
-        server_rate=world.parts.server_optimizer.rate,
+        server_rate=parts.server_optimizer.rate,
+        previous=previous if isinstance(previous, torch.Tensor) else None,
+        record=briefing,
+        plan=ServerPlan(parts.eraser, parts.erasing, parts.settings.rounds),
     )

@@ -34,6 +34,7 @@ GROUPS = (
     "model",
     "client",
     "attack",
+    "collusion",
     "trigger",
     "threat",
     "sampler",
@@ -51,6 +52,7 @@ CALLS = {
     "model": "body",
     "client": "update",
     "attack": "update",
+    "collusion": "tamper",
     "trigger": "__call__",
     "threat": "malicious",
     "sampler": "cohort",
@@ -62,7 +64,7 @@ CALLS = {
     "engine": "run",
 }
 """What each group's component is asked to do: one that lacks it is found before any work."""
-ABSENT = ("attack", "eraser", "tracker")
+ABSENT = ("attack", "collusion", "eraser", "tracker")
 """Groups in which a choice without a `_target_` means that there is no such component."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
@@ -211,6 +213,8 @@ def build(config: Config) -> Parts:
             continue
         given = {"client": built["client"]} if group == "attack" else None
         built[group] = component(group, config.get(group), given)
+    if hasattr(built["attack"], "adopt"):
+        built["trigger"] = built["attack"].adopt(built["trigger"])
     parts = Parts(settings=settings, **built)
     _check_together(parts)
     return parts

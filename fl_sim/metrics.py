@@ -54,8 +54,9 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
     wide = torch.float32 if test.labels.device.type == "mps" else torch.float64
     loss = torch.zeros((), dtype=wide, device=test.labels.device)
     for x, y in test.chunks(chunk):
-        victims = backdoor.goal.victims(y)
-        others = victims if backdoor.goal.rule == "all_to_all" else y != backdoor.goal.target
+        victims = backdoor.victims(x, y)
+        every = backdoor.goal.rule == "all_to_all"
+        others = torch.ones_like(y, dtype=torch.bool) if every else y != backdoor.goal.target
         logits = model(x)
         right = logits.argmax(1) == y
         loss += F.cross_entropy(logits, y, reduction="sum")

@@ -7,8 +7,9 @@ a threshold chosen by test ASR can't be written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from fl_sim.samples import Samples
 from fl_sim.training import Fitted, Hook, Objective, Schedule
 
 if TYPE_CHECKING:
-    from fl_sim.backdoor import Backdoor
+    from fl_sim.backdoor import Backdoor, Goal
     from fl_sim.models.classifier import Classifier
 
 State: TypeAlias = Mapping[str, Tensor | float | int | str | bool]
@@ -50,10 +51,87 @@ class Fit(Protocol):
     ) -> Fitted: ...
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What an attacker makes its trigger and its poisoned images with: its own things, and the model it received."""
+
+    model: Classifier
+    """The received global model: a copy of the attacker's own, in evaluation mode; train a deep copy of it."""
+    goal: Goal
+    classes: int
+    rng: Generator
+    rank: int
+    """This client's place among all malicious clients, from 0: distributed attacks give each its part."""
+    attackers: int
+    """How many malicious clients there are in all."""
+    record: State = field(default_factory=dict)
+    """What the attackers' trigger had learned before; empty at first."""
+
+
 class Trigger(Protocol):
-    """Pixels in [0, 1] -> stamped pixels, batched, on their device; may have `check(shape)`."""
+    """Pixels in [0, 1] -> stamped pixels, batched, on their device: what the scorer stamps on test images.
+
+    Must not draw at random: the same images give the same stamped images. May have `check(shape)`, a `rule` that
+    its paper prefers (used where `backdoor.rule` is auto), and the abilities below.
+    """
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Crafting(Protocol):
+    """A trigger whose poisoned training images differ from what is stamped in the end."""
+
+    def craft(self, x: Tensor, y: Tensor, workshop: Workshop) -> Tensor:
+        """Pixels and their true classes -> poisoned pixels."""
+        ...
+
+
+@runtime_checkable
+class Covering(Protocol):
+    """A trigger that comes with cover samples: changed images that keep their labels, to sharpen it or to hide it."""
+
+    @property
+    def cover(self) -> float:
+        """Cover samples for each poisoned one."""
+        ...
+
+    def disguise(self, x: Tensor, y: Tensor, workshop: Workshop) -> Tensor: ...
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A trigger that is trained, on the attacker's own data only."""
+
+    def learn(self, samples: Samples, workshop: Workshop) -> State:
+        """The record of what was learned; the round's record is that of its lowest malicious client."""
+        ...
+
+    def recall(self, record: State) -> Trigger:
+        """The trigger that a record stands for."""
+        ...
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """A natural trigger: only some images carry it."""
+
+    def selects(self, x: Tensor) -> Tensor:
+        """Which of the images [N] carry it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """What an adaptive attacker has found out about the server's erasing."""
+
+    eraser: Eraser | None
+    erasing: ErasingPolicy
+    rounds: int
+
+    def erased_before(self, round_: int) -> bool:
+        """Whether the model received in this round comes straight from an erasing."""
+        return self.eraser is not None and round_ > 1 and self.erasing.due(round_ - 1, self.rounds)
 
 
 @dataclass(frozen=True)
@@ -69,6 +147,11 @@ class Threatening:
     """The share of the cohort's aggregation weight that this round's attackers hold together."""
     server_rate: float | None
     """The server's learning rate η, or None where its step is not proportional to the aggregate."""
+    previous: Tensor | None = None
+    """The global vector of the last round in which one of the attackers attacked; None at first."""
+    record: State = field(default_factory=dict)
+    """What the attackers' learned trigger has come to; `backdoor` recalls it already."""
+    plan: ServerPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +175,13 @@ class ClientContext:
         """A fresh vector: how far the model has moved from the one received."""
         return self.layout.read(model).sub_(self.received)
 
+    def workshop(self, model: Classifier) -> Workshop:
+        """An attacker's workshop around a copy of the model, which must still hold the received weights."""
+        assert self.threatening is not None
+        known = self.threatening
+        own = deepcopy(model).eval().requires_grad_(False)
+        return Workshop(own, known.backdoor.goal, self.classes, self.rng, known.rank, known.attackers, known.record)
+
 
 @dataclass(frozen=True)
 class Update:
@@ -102,6 +192,8 @@ class Update:
     loss: float
     private: State | None = None
     """What to remember instead; None keeps what was remembered."""
+    record: State | None = None
+    """What this attacker's trigger has learned: for the other attackers and the scorer only."""
 
 
 class Client(Protocol):
@@ -111,9 +203,20 @@ class Client(Protocol):
 
 
 class Attack(Client, Protocol):
-    """A malicious client. Built around the benign client of the run, whose training it uses."""
+    """A malicious client. Built around the benign client of the run, whose training it uses.
+
+    One that brings a trigger of its own has `adopt(trigger)`: from the configured trigger to the one in use.
+    """
 
     client: Client
+
+
+class Collusion(Protocol):
+    """What omniscient attackers do who see all updates of a round before the server does."""
+
+    def tamper(self, deltas: Tensor, malicious: Tensor, ctx: ServerContext) -> Tensor:
+        """Parameter deltas [K, P] with the rows of `malicious` [K] replaced, as a fresh tensor."""
+        ...
 
 
 @dataclass(frozen=True)

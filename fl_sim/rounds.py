@@ -21,6 +21,9 @@ from fl_sim.tracking import METRICS, JsonLines
 from fl_sim.training import fit
 from fl_sim.world import World
 
+PREVIOUS = "previous global vector"
+"""The entry of the attackers' briefing beside what their trigger has learned."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -36,8 +39,10 @@ class Order:
 class Exchange(Protocol):
     """Sends the global vector out and brings the updates back, however clients are run."""
 
-    def train(self, round_: int, vector: Tensor, orders: Sequence[Order]) -> Mapping[int, Update | str]:
-        """Each client's update, or the reason why there is none."""
+    def train(
+        self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State
+    ) -> Mapping[int, Update | str]:
+        """Each client's update, or the reason why there is none; only attackers are given the briefing."""
         ...
 
     def private_states(self) -> Mapping[int, State]:
@@ -67,8 +72,11 @@ class Federation:
         self._layout = world.layout
         self._vector = self._layout.read(self._model)
         self._scored: tuple[Tensor, Score] | None = None
-        self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}}
-        self._attackers = world.malicious if self._parts.attack is not None else frozenset[int]()
+        self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}, "trigger": {}}
+        self._backdoor = world.backdoor
+        self._previous: Tensor | None = None
+        threatened = self._parts.attack is not None or self._parts.collusion is not None
+        self._attackers = world.malicious if threatened else frozenset[int]()
         self._ranks = {client: rank for rank, client in enumerate(sorted(self._attackers))}
 
     def run(self) -> None:
@@ -102,7 +110,7 @@ class Federation:
     def _collect(self, t: int, cohort: list[int]) -> dict[int, Update]:
         """The cohort's updates by client id, those that failed left out."""
         weights = self._weights(cohort)
-        attacking = [c for c in cohort if c in self._attackers and self._parts.threat.active(t)]
+        attacking = [c for c in cohort if self._attacks(c, t)] if self._parts.attack is not None else []
         weight = sum(weights[cohort.index(client)] for client in attacking)
         orders = [
             Order(client, True, self._ranks[client], len(self._attackers), weight)
@@ -110,7 +118,12 @@ class Federation:
             else Order(client, False)
             for client in cohort
         ]
-        replies = self._exchange.train(t, self._vector, orders)
+        briefing = dict(self._states["trigger"])
+        if self._previous is not None:
+            briefing[PREVIOUS] = self._previous
+        replies = self._exchange.train(t, self._vector, orders, briefing)
+        if attacking:
+            self._previous = self._vector
         failed = {client: reply for client, reply in replies.items() if isinstance(reply, str)}
         for client, reason in failed.items():
             self._log("client_failed", round=t, client=client, reason=reason.splitlines()[0])
@@ -118,7 +131,18 @@ class Federation:
         if not updates:
             reason = next(iter(failed.values()), "no replies")
             raise RunError(f"round {t}: every client failed; the first one with {reason}")
+        records = [update.record for update in updates.values() if update.record]
+        if records:  # the round's trigger is that of the lowest malicious client
+            self._adopt(records[0])
         return updates
+
+    def _adopt(self, record: State) -> None:
+        self._states["trigger"] = record
+        self._backdoor = self._world.backdoor.recalling(record)
+        self._scored = None
+
+    def _attacks(self, client: int, t: int) -> bool:
+        return client in self._attackers and self._parts.threat.active(t)
 
     def _weights(self, clients: Sequence[int]) -> list[float]:
         return self._parts.sampler.weights([max(len(self._world.shares[client]), 1) for client in clients])
@@ -130,6 +154,11 @@ class Federation:
         deltas = torch.stack([update.delta for update in updates.values()])
         weights = torch.tensor(self._weights(clients), device=deltas.device)
         ctx = self._context(t, clients)
+        attacking = [self._attacks(client, t) for client in clients]
+        if self._parts.collusion is not None and any(attacking):
+            malicious = torch.tensor(attacking, device=deltas.device)
+            told = self._context(t, clients, "collusion")
+            deltas[:, :split] = self._parts.collusion.tamper(deltas[:, :split], malicious, told)
         result = self._parts.aggregator.aggregate(deltas[:, :split], weights, self._states["aggregator"], ctx)
         step, memory = self._parts.server_optimizer.step(result.delta, self._states["server_optimizer"])
         self._states |= {"aggregator": result.state, "server_optimizer": memory}
@@ -139,7 +168,6 @@ class Federation:
         buffers = (shares / shares.sum()) @ deltas[kept, split:]  # what was not kept may hold NaN
         self._vector = self._vector + torch.cat([step, buffers])
         self._layout.clamp_variances(self._vector)
-        attacking = [c in self._attackers and self._parts.threat.active(t) for c in clients]
         record: dict[str, Any] = {"clients": len(clients), "malicious": sum(attacking)}
         record["train_loss"] = sum(update.loss for update in updates.values()) / len(updates)
         if result.kept is not None:
@@ -210,7 +238,7 @@ class Federation:
         """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""
         if self._scored is None or self._scored[0] is not vector:
             self._layout.load(self._model, vector)
-            score = evaluate(self._model, self._world.test, self._world.backdoor)
+            score = evaluate(self._model, self._world.test, self._backdoor)
             if not is_finite(vector):
                 # Among NaN logits argmax finds class 0: what looks like obedience to a trigger is a destroyed model.
                 score = replace(score, asr=None, asr_low=None, asr_high=None, ra=None)
@@ -230,6 +258,8 @@ class Federation:
             "states": {name: dict(state) for name, state in self._states.items()},
             "metrics_length": self._metrics.commit(),
         }
+        if self._previous is not None:
+            content["previous"] = self._previous.cpu()
         self._checkpoints.save(t, content, self._exchange.private_states())
 
     def _resume(self) -> int:
@@ -243,7 +273,10 @@ class Federation:
             raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
         self._vector = content["vector"].to(self._world.device)
         self._model.load_state_dict(content["counters"], strict=False)
-        self._states = dict(content["states"])
+        self._states |= content["states"]
+        self._adopt(self._states["trigger"])
+        if "previous" in content:
+            self._previous = content["previous"].to(self._world.device)
         self._exchange.restore(clients)
         self._metrics.rewind(content["metrics_length"])
         finished: int = content["round"]

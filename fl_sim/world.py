@@ -21,6 +21,7 @@ from fl_sim.protocols import (
     Aggregator,
     Attack,
     Client,
+    Collusion,
     Eraser,
     ErasingPolicy,
     Indices,
@@ -54,6 +55,7 @@ class Parts:
     model: Architecture
     client: Client
     attack: Attack | None
+    collusion: Collusion | None
     trigger: Trigger
     threat: Threat
     sampler: Sampler
@@ -81,7 +83,9 @@ class World:
 
     @cached_property
     def backdoor(self) -> Backdoor:
-        return Backdoor(self.parts.trigger, self.parts.settings.backdoor, self.parts.data.facts.classes)
+        trigger = self.parts.trigger
+        goal = self.parts.settings.backdoor.resolved(trigger)
+        return Backdoor(trigger, goal, self.parts.data.facts.classes)
 
     @cached_property
     def layout(self) -> Layout:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.build import trackers_of, world_of
 from fl_sim.console import Progress
-from fl_sim.engines.records import TensorArray, by_reference, to_tensor
+from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
 from fl_sim.protocols import State, Update
 from fl_sim.rounds import Federation, Order
 
@@ -48,7 +48,9 @@ class GridExchange:
         self._nodes = sorted(grid.get_node_ids())
         self._client_at = {node: client for client, node in enumerate(self._nodes)}
 
-    def train(self, round_: int, vector: Tensor, orders: Sequence[Order]) -> Mapping[int, Update | str]:
+    def train(
+        self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State
+    ) -> Mapping[int, Update | str]:
         array = TensorArray(vector)  # shared: only its container is made anew for each client
         messages = [
             Message(
@@ -56,6 +58,7 @@ class GridExchange:
                     {
                         "model": by_reference({"vector": array}),
                         "order": ConfigRecord({"round": round_} | asdict(order)),
+                        **(pack(briefing) if order.attack else {}),
                     }
                 ),
                 dst_node_id=self._nodes[order.client],
@@ -82,4 +85,5 @@ class GridExchange:
             delta=to_tensor(reply.content.array_records["update"]["delta"], vector.device),
             samples=int(metrics["num-examples"]),  # type: ignore[arg-type]
             loss=float(metrics["loss"]),  # type: ignore[arg-type]
+            record=unpack(reply.content, vector.device) or None,
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fl_sim.backdoor import PoisonMode
+from fl_sim.backdoor import Backdoor, PoisonMode
 from fl_sim.errors import require
 from fl_sim.models.classifier import Classifier
-from fl_sim.protocols import Client, ClientContext, Update
+from fl_sim.protocols import Client, ClientContext, Learned, State, Update
 from fl_sim.samples import Samples
 
 
@@ -37,7 +37,24 @@ class DataPoisoning:
         require(0 <= self.poison_rate <= 1, "poison_rate", self.poison_rate, "must be a fraction from 0 to 1")
         own_pace(self.client, self.epochs, self.lr)
 
-    def update(self, model: Classifier, samples: Samples, ctx: ClientContext) -> Update:
+    @property
+    def trainer(self) -> Client:
+        """How the attacker trains: as a benign client at its own pace, without that client's own defense."""
+        return own_pace(getattr(self.client, "undefended", self.client), self.epochs, self.lr)
+
+    def poisoned(
+        self, model: Classifier, samples: Samples, ctx: ClientContext
+    ) -> tuple[Samples, Backdoor, State | None]:
+        """The attacker's samples, the backdoor they carry, and what its trigger learned, if it is one that learns."""
         assert ctx.threatening is not None
-        poisoned = ctx.threatening.backdoor.poison(samples, self.poison_rate, self.mode, ctx.rng)
-        return own_pace(self.client, self.epochs, self.lr).update(model, poisoned, ctx)
+        backdoor = ctx.threatening.backdoor
+        shop = ctx.workshop(model) if backdoor.needs_workshop else None
+        record: State | None = None
+        if shop is not None and isinstance(backdoor.trigger, Learned):
+            record = backdoor.trigger.learn(samples, shop)
+            backdoor = backdoor.recalling(record)
+        return backdoor.poison(samples, self.poison_rate, self.mode, ctx.rng, shop), backdoor, record
+
+    def update(self, model: Classifier, samples: Samples, ctx: ClientContext) -> Update:
+        poisoned, _, record = self.poisoned(model, samples, ctx)
+        return replace(self.trainer.update(model, poisoned, ctx), record=record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from fl_sim.interruption import STOPS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fl_sim.sweep import Outcome
 
 HELP = """\
 fl-sim: backdoor attacks and defenses in federated learning, simulated.
@@ -30,7 +32,8 @@ Examples
   fl-sim run trigger=blend eraser=fine_tune rounds=20 seed=3
   fl-sim run -m eraser=none,fine_tune,nad seed=0,1,2 name=compare
 
-`fl-sim run --cfg` prints the composed configuration; `--config-dir DIR` adds a folder of your own choices.
+`fl-sim run --cfg` prints the composed configuration; `--config-dir DIR` adds a folder of your own choices;
+`fl-sim run -m --jobs N` makes N runs at a time.
 """
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -75,7 +78,9 @@ def _run(arguments: list[str]) -> int:
     if "-m" in flags:
         if "--cfg" in flags:
             raise ConfigError("--cfg", "", "prints one run's configuration; leave out -m")
-        return _sweep(overrides)
+        return _sweep(overrides, _processes(flags))
+    if "--jobs" in flags:
+        raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
     config = build.compose_config(overrides)
     if "--cfg" in flags:
         from omegaconf import OmegaConf
@@ -112,40 +117,28 @@ def _resume(arguments: list[str]) -> int:
     return OK
 
 
-def _sweep(overrides: list[str]) -> int:
-    """Check every job, run the good ones in turn, and say at the end what became of each."""
-    from fl_sim import build, execution
-    from fl_sim.folder import is_done, sweep_folder
+def _sweep(overrides: list[str], processes: int) -> int:
+    """Check every job, run the good ones, and say at the end what became of each."""
+    from fl_sim import build, sweep
 
     console = _console()
-    outcomes: list[tuple[str, str, dict[str, Any] | None]] = []
-    jobs = build.jobs(overrides)
-    for number, job in enumerate(jobs, start=1):
-        label = " ".join(job)
-        console.print(f"[{number}/{len(jobs)}] {label}", soft_wrap=True)
-        try:
-            config = build.compose_config(job)
-            settings = execution.prepare(config).parts.settings
-            folder = sweep_folder(settings.output, settings.name, build.config_hash(config))
-            with _resumable(folder):
-                if (folder / "config.yaml").exists():
-                    state = "found finished" if is_done(folder) else "resumed"
-                    summary = execution.resume(folder)
-                else:
-                    state = "finished"
-                    summary = execution.start(config, folder, ["fl-sim", "run", *job])
-        except (ConfigError, RunError) as error:
-            _complain(str(error), FAILED)
-            outcomes.append((label, f"failed: {error}", None))
-        except Exception as error:  # a fault in one job must not stop the others; it is shown in full
-            import traceback
-
-            traceback.print_exc()
-            outcomes.append((label, f"failed: {type(error).__name__}: {error}", None))
-        else:
-            outcomes.append((label, state, summary))
-    _show_sweep(outcomes, console)
-    return FAILED if any(summary is None for _, _, summary in outcomes) else OK
+    jobs = list(dict.fromkeys(tuple(job) for job in build.jobs(overrides)))
+    outcomes: dict[tuple[str, ...], sweep.Outcome] = {}
+    if processes == 1:
+        for number, job in enumerate(jobs, start=1):
+            console.print(f"[{number}/{len(jobs)}] {' '.join(job)}", soft_wrap=True)
+            outcomes[job] = sweep.execute(list(job), _resumable)
+            if outcomes[job].complaint:
+                print(outcomes[job].complaint, file=sys.stderr)
+    else:
+        console.print(f"{len(jobs)} runs, {processes} at a time", soft_wrap=True)
+        for outcome in sweep.side_by_side([list(job) for job in jobs], processes):
+            outcomes[outcome.job] = outcome
+            console.print(f"[{len(outcomes)}/{len(jobs)}] {' '.join(outcome.job)}: {outcome.state}", soft_wrap=True)
+            if outcome.complaint:
+                print(outcome.complaint, file=sys.stderr)
+    _show_sweep([outcomes[job] for job in jobs], console)
+    return FAILED if any(outcome.summary is None for outcome in outcomes.values()) else OK
 
 
 def _list(arguments: list[str]) -> int:
@@ -173,24 +166,33 @@ def _list(arguments: list[str]) -> int:
     return OK
 
 
-def _split(arguments: list[str]) -> tuple[list[str], set[str]]:
-    """Overrides and flags; `--config-dir DIR` becomes Hydra's own search path."""
+def _processes(flags: Mapping[str, str]) -> int:
+    said = flags.get("--jobs", "1")
+    if not said.isdecimal() or not 1 <= int(said) <= 1024:
+        raise ConfigError("--jobs", said, "must be a whole number from 1 to 1024: how many runs at a time")
+    return int(said)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Overrides, and flags with their values; `--config-dir DIR` becomes Hydra's own search path."""
     overrides: list[str] = []
-    flags: set[str] = set()
+    flags: dict[str, str] = {}
     folders: list[str] = []
     words = iter(arguments)
     for word in words:
         if word in ("-m", "--multirun"):
-            flags.add("-m")
+            flags["-m"] = ""
         elif word == "--cfg":
-            flags.add("--cfg")
+            flags["--cfg"] = ""
+        elif word in ("-j", "--jobs") or word.startswith("--jobs="):
+            flags["--jobs"] = word.partition("=")[2] if "=" in word else next(words, "")
         elif word in ("-cd", "--config-dir") or word.startswith("--config-dir="):
             folder = word.partition("=")[2] if "=" in word else next(words, "")
             if not Path(folder).is_dir() or not folder:
                 raise ConfigError("--config-dir", folder, "no such folder")
             folders.append(f"file://{Path(folder).resolve()}")
         elif word.startswith("-"):
-            raise ConfigError(word, "", "no such option; there are -m, --cfg, --config-dir DIR, --help")
+            raise ConfigError(word, "", "no such option; there are -m, --jobs N, --cfg, --config-dir DIR, --help")
         else:
             overrides.append(word)
     if folders:
@@ -240,7 +242,7 @@ def _show_end(summary: dict[str, Any], folder: Path, console: Console) -> None:
     console.print(f"curves: {folder / CURVES}", soft_wrap=True)
 
 
-def _show_sweep(outcomes: list[tuple[str, str, dict[str, Any] | None]], console: Console) -> None:
+def _show_sweep(outcomes: Sequence[Outcome], console: Console) -> None:
     from rich.table import Table
 
     from fl_sim.console import shown
@@ -248,9 +250,10 @@ def _show_sweep(outcomes: list[tuple[str, str, dict[str, Any] | None]], console:
     table = Table()
     for heading in ("run", "ACC", "ASR", "highest ASR", ""):
         table.add_column(heading, justify="right" if heading.isupper() or "ASR" in heading else "left", overflow="fold")
-    for label, state, summary in outcomes:
+    for outcome in outcomes:
         numbers = ("acc", "asr", "asr_max")
-        table.add_row(label, *(shown(summary[key]) if summary else "–" for key in numbers), state)
+        row = (shown(outcome.summary[key]) if outcome.summary else "–" for key in numbers)
+        table.add_row(" ".join(outcome.job), *row, outcome.state)
     console.print(table)
 
 

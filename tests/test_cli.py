@@ -271,6 +271,30 @@ def test_a_sweep_without_bad_jobs_succeeds(cwd: Path, capsys: Capture) -> None:
     assert (out.count("found finished"), len(list(cwd.rglob("done")))) == (2, 3)
 
 
+def test_runs_side_by_side_are_the_runs_in_turn(cwd: Path, capsys: Capture) -> None:
+    """`--jobs 2` finds the same folders with the same numbers; a bad job is told, and does not stop the others."""
+    words = ["run", "-m", *tiny.TINY, "rounds=2", "seed=0,1"]
+    assert main([*words, "name=turn"]) == OK
+    assert main([*words, "trigger.size=3,500", "name=beside", "--jobs", "2"]) == FAILED
+    assert main([*words, "trigger.size=3", "name=turn"]) == OK
+    shown = capsys.readouterr()
+    assert shown.err.count("fl-sim: trigger.size=500") == 2
+    assert "4 runs, 2 at a time" in shown.out
+    folders = sorted((cwd / "runs/sweeps/beside").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert tiny.numbers(folder) == tiny.numbers(cwd / "runs/sweeps/turn" / folder.name)
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--jobs"], ["--jobs=two"], ["-j", "-1"]])
+def test_a_strange_number_of_jobs_is_refused(words: list[str], capsys: Capture) -> None:
+    """Before any run begins; and without -m there is nothing to run side by side."""
+    assert main(["run", "-m", "seed=0,1", *words]) == USAGE
+    assert capsys.readouterr().err.startswith("fl-sim: --jobs")
+    assert main(["run", "--jobs", "2"]) == USAGE
+    assert "add -m" in capsys.readouterr().err
+
+
 def test_an_unforeseen_fault_in_one_job_does_not_stop_the_others(
     cwd: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,16 @@ class Score:
     acc_non_target: float | None
     ra: float | None
     loss: float
+    asr_unstamped: float | None = None
+    """The share of the victims taken for the wanted class *without* the trigger: high if the model has collapsed."""
+    acc_per_class: tuple[float | None, ...] | None = None
+    """ACC within each class, where it was asked for."""
 
-    def fields(self) -> dict[str, float | None]:
-        return asdict(self)
+    def fields(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if self.acc_per_class is None:
+            del fields["acc_per_class"]
+        return fields
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -44,34 +52,41 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int = CHUNK) -> Score:
+def evaluate(
+    model: nn.Module, test: Samples, backdoor: Backdoor, *, per_class: bool = False, chunk: int = CHUNK
+) -> Score:
     """Score a model on a test set: each image goes through once clean and, if it is a victim, once stamped."""
     was_training = model.training
     model.eval()
-    # right, right on others, others, victims, obedient, robust; and the loss: summed on the device, read once
-    counts = torch.zeros(6, dtype=torch.long, device=test.labels.device)
+    # right, right on others, others, victims, obedient, robust, obedient unstamped: summed on the device, read once
+    counts = torch.zeros(7, dtype=torch.long, device=test.labels.device)
     # Float64 where the device has it: Apple's GPUs do not.
     wide = torch.float32 if test.labels.device.type == "mps" else torch.float64
     loss = torch.zeros((), dtype=wide, device=test.labels.device)
+    right_of = torch.zeros(backdoor.classes, dtype=torch.long, device=test.labels.device)
     for x, y in test.chunks(chunk):
         victims = backdoor.victims(x, y)
         every = backdoor.goal.rule == "all_to_all"
         others = torch.ones_like(y, dtype=torch.bool) if every else y != backdoor.goal.target
         logits = model(x)
-        right = logits.argmax(1) == y
+        answers = logits.argmax(1)
+        right = answers == y
+        if per_class:
+            right_of += torch.bincount(y[right], minlength=backdoor.classes)
         loss += F.cross_entropy(logits, y, reduction="sum")
         stamped = backdoor.stamp(x[victims])
         predicted = model(stamped).argmax(1) if len(stamped) else y[:0]
         truth = y[victims]
-        obedient = predicted == backdoor.goal.labels(truth, backdoor.classes)
+        wanted = backdoor.goal.labels(truth, backdoor.classes)
+        obedient = predicted == wanted
         counts += torch.stack(
             [
                 *(right.sum(), right[others].sum(), others.sum()),
-                *(victims.sum(), obedient.sum(), (predicted == truth).sum()),
+                *(victims.sum(), obedient.sum(), (predicted == truth).sum(), (answers[victims] == wanted).sum()),
             ]
         )
     model.train(was_training)
-    correct, correct_others, other, attacked, obeyed, robust = counts.tolist()
+    correct, correct_others, other, attacked, obeyed, robust, unstamped = counts.tolist()
     low, high = wilson(obeyed, attacked) if attacked else (None, None)
 
     def share(count: int) -> float | None:
@@ -85,7 +100,13 @@ def evaluate(model: nn.Module, test: Samples, backdoor: Backdoor, *, chunk: int 
         acc_non_target=correct_others / other if other else None,
         ra=share(robust),
         loss=float(loss) / len(test),
+        asr_unstamped=share(unstamped),
+        acc_per_class=_shares(right_of, torch.bincount(test.labels, minlength=len(right_of))) if per_class else None,
     )
+
+
+def _shares(right: Tensor, all_: Tensor) -> tuple[float | None, ...]:
+    return tuple(hits / count if count else None for hits, count in zip(right.tolist(), all_.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -238,10 +238,11 @@ class Federation:
         """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""
         if self._scored is None or self._scored[0] is not vector:
             self._layout.load(self._model, vector)
-            score = evaluate(self._model, self._world.test, self._backdoor)
+            per_class = self._settings.eval.per_class
+            score = evaluate(self._model, self._world.test, self._backdoor, per_class=per_class)
             if not is_finite(vector):
                 # Among NaN logits argmax finds class 0: what looks like obedience to a trigger is a destroyed model.
-                score = replace(score, asr=None, asr_low=None, asr_high=None, ra=None)
+                score = replace(score, asr=None, asr_low=None, asr_high=None, ra=None, asr_unstamped=None)
             self._scored = vector, score
         return self._scored[1]
 

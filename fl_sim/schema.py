@@ -41,6 +41,13 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Evaluation(Schedule):
+    """When the global model is scored, and whether each class is scored by itself, too."""
+
+    per_class: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """The keys that belong to no group."""
 
@@ -57,7 +64,7 @@ class Settings:
     """Which choice of each group the configuration was composed from."""
     init: str | None = None
     backdoor: Goal = field(default_factory=Goal)
-    eval: Schedule = field(default_factory=Schedule)
+    eval: Evaluation = field(default_factory=Evaluation)
     checkpoint: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:

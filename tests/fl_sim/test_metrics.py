@@ -67,7 +67,9 @@ def test_all_to_one_by_hand(chunk: int) -> None:
     assert score.ra == pytest.approx(1 / 4)
     assert score.loss == pytest.approx(RIGHT + 8 / 6, rel=1e-6)
     assert (score.asr_low, score.asr_high) == pytest.approx(wilson(2, 4))
-    assert set(score.fields()) == {"acc", "asr", "asr_low", "asr_high", "acc_non_target", "ra", "loss"}
+    assert score.asr_unstamped == 0
+    fields = {"acc", "asr", "asr_low", "asr_high", "asr_unstamped", "acc_non_target", "ra", "loss"}
+    assert set(score.fields()) == fields
 
 
 def test_all_to_all_by_hand() -> None:
@@ -218,3 +220,44 @@ def test_a_clean_model_of_the_digits_has_an_asr_near_chance_or_below() -> None:
         assert score.acc > 0.95
         assert score.asr is not None
         assert score.asr < 0.2
+
+
+class Answers(nn.Module):
+    """Takes an image for the class that its first pixel names, in tenths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot((x[:, 0, 0, 0] * 10).round().long(), 4).float()
+
+
+def answered(answers: list[int], labels: list[int]) -> Samples:
+    pixels = torch.tensor(answers).view(-1, 1, 1, 1) / 10
+    return Samples(pixels.expand(-1, 1, 2, 2).clone(), torch.tensor(labels))
+
+
+def test_accuracy_of_each_class_by_hand() -> None:
+    """Class 0: one of two right; class 1: both; class 2: none of one; class 3 has no image."""
+    test = answered([0, 1, 1, 1, 0], [0, 0, 1, 1, 2])
+    backdoor = Backdoor(LastPixel(), Goal(target=0), 4)
+    assert evaluate(Answers(), test, backdoor, per_class=True, chunk=2).acc_per_class == (0.5, 1.0, 0.0, None)
+    assert "acc_per_class" not in evaluate(Answers(), test, backdoor).fields()
+
+
+def test_a_collapsed_model_is_told_from_an_obedient_one() -> None:
+    """Victims are the three images of classes 1 and 2. The trigger of the first model is unknown to it: what it takes
+    for the target it takes so without a stamp too (2 of 3); one that answers 0 to everything has ASR 1 either way."""
+    test = answered([0, 0, 1, 0], [0, 1, 1, 2])
+    backdoor = Backdoor(LastPixel(), Goal(target=0), 4)
+    score = evaluate(Answers(), test, backdoor)
+    assert score.asr_unstamped == pytest.approx(2 / 3)
+    collapsed = evaluate(Answers(), answered([0] * 4, [0, 1, 1, 2]), backdoor)
+    assert (collapsed.asr, collapsed.asr_unstamped) == (1.0, 1.0)
+
+
+def test_rules_by_hand() -> None:
+    """Stamped images keep the model's answer here. all_to_all: success is y+1: answers 1, 2, 0 for 0, 1, 3 succeed
+    and 2 for 2 does not, over all four. source_specific 2 → 1: of the two images of class 2, one answers 1."""
+    everyone = evaluate(Answers(), answered([1, 2, 2, 0], [0, 1, 2, 3]), Backdoor(LastPixel(), Goal("all_to_all"), 4))
+    assert everyone.asr == 0.75
+    goal = Goal("source_specific", target=1, source=2)
+    one = evaluate(Answers(), answered([1, 1, 2, 1], [0, 2, 2, 3]), Backdoor(LastPixel(), goal, 4))
+    assert one.asr == 0.5

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 
 from fl_sim.engines.flower import SERVER_NODE, empty_run, identify, set_message_id
 from fl_sim.engines.inprocess import FIRST_NODE, RUN_ID, InProcessGrid, load_app
+from fl_sim.engines.numerics import numerics
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
 
 CPU = torch.device("cpu")
@@ -348,7 +349,7 @@ def test_a_run_serialises_no_array(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(TensorArray, "__getattribute__", spying)
     tiny.run(tmp_path / "run", "rounds=2")
-    # 2 rounds of 4 clients: each reads the model, and its update is read; in round 2 two attackers read the model of round 1.
+    # 2 rounds of 4 clients: each reads the model, and its update is read; in round 2 two attackers read round 1's model.
     assert read.count("tensor") == 18
     assert "data" not in read
 
@@ -410,3 +411,19 @@ def test_an_app_is_found_by_flowers_kind_of_reference() -> None:
     components = pyproject["tool"]["flwr"]["app"]["components"]
     assert isinstance(load_app(components["clientapp"]), ClientApp)
     assert type(load_app(components["serverapp"])).__name__ == "ServerApp"
+
+
+def test_a_gpus_switches_are_set_for_a_run_and_put_back() -> None:
+    """float32 means float32, and the same bits each time; TF32 and faster algorithms only where they were asked for."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def switches() -> tuple[object, ...]:
+        return cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision
+
+    before = switches()
+    with numerics("float32", deterministic=True):
+        assert switches() == (True, False, "ieee", "ieee")
+    assert switches() == before
+    with numerics("tf32", deterministic=False):
+        assert switches() == (False, True, "tf32", "tf32")
+    assert switches() == before

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from fl_sim.engines.flower import empty_run, identify, set_message_id
+from fl_sim.engines.numerics import numerics
 from fl_sim.engines.records import pack, unpack
 from fl_sim.errors import require
 from fl_sim.models.classifier import Compute, Precision
@@ -132,13 +133,15 @@ class InProcess:
     """Runs the apps in this process, clients on `workers` threads of one torch thread each.
 
     `server_threads` are torch's threads for erasing, aggregation and evaluation. Results depend on them, as any
-    float32 sum depends on its order, but not on `workers`.
+    float32 sum depends on its order, but not on `workers`. `deterministic=false` lets a GPU choose its fastest
+    algorithms, whose results differ in their last bits from run to run.
     """
 
     workers: int | Literal["auto"] = "auto"
     server_threads: int = 1
     precision: Precision = "float32"
     channels_last: bool = True
+    deterministic: bool = True
     server_app: str = "server.app:app"
     client_app: str = "clients.app:app"
 
@@ -159,7 +162,8 @@ class InProcess:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.server_threads)
         try:
-            server(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
+            with numerics(self.precision, self.deterministic):
+                server(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
         finally:
             torch.set_num_threads(threads)
             grid.close()

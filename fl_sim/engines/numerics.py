@@ -1,0 +1,28 @@
+"""How a GPU computes while a run is on: the same bits each time, unless speed was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fl_sim.models.classifier import Precision
+
+
+@contextmanager
+def numerics(precision: Precision, deterministic: bool) -> Iterator[None]:
+    """Set torch's switches for CUDA and put them back; on a CPU they have no effect.
+
+    Without this, convolutions of float32 run in TF32, with 10 bits of mantissa, and cuDNN may choose another
+    algorithm, so another sum, each time.
+    """
+    cudnn, conv, matmul = torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = (cudnn.deterministic, cudnn.benchmark, conv.fp32_precision, matmul.fp32_precision)
+    tensor_cores = "tf32" if precision == "tf32" else "ieee"
+    cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+    conv.fp32_precision = matmul.fp32_precision = tensor_cores
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, conv.fp32_precision, matmul.fp32_precision = before

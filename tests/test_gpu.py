@@ -1,0 +1,66 @@
+"""What only a GPU can show. Skipped without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    """`engine.deterministic=true`, the default, with attackers, erasing and augmentation."""
+    words = (*tiny.ERASING, "device=cuda", "client.augment=true")
+    first, second = tiny.run(tmp_path / "first", *words), tiny.run(tmp_path / "second", *words)
+    assert tiny.numbers(first) == tiny.numbers(second)
+
+
+@pytest.mark.parametrize("attack", ["none", "model_replacement"])
+def test_a_gpu_run_is_the_cpu_run_up_to_rounding(tmp_path: Path, attack: str) -> None:
+    """Every draw comes from CPU generators, so cohorts, batches, poisoned samples and augmentation are the same; after
+    one round the losses agree to float32's rounding, grown through a few steps of training."""
+    words = (f"attack={attack}", "rounds=1", "client.augment=true")
+    here, there = tiny.run(tmp_path / "cpu", *words, "device=cpu"), tiny.run(tmp_path / "cuda", *words, "device=cuda")
+    [cpu], [gpu] = tiny.events(here, "round"), tiny.events(there, "round")
+    assert cpu["loss"] == pytest.approx(gpu["loss"], rel=1e-3)
+    assert cpu["train_loss"] == pytest.approx(gpu["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_lower_precision_trains_too(tmp_path: Path, precision: str) -> None:
+    """Near the float32 losses, and not equal to them: the switch has an effect."""
+    exact = tiny.run(tmp_path / "exact", "device=cuda", "rounds=1")
+    rough = tiny.run(tmp_path / "rough", "device=cuda", "rounds=1", f"engine.precision={precision}")
+    losses = [tiny.events(folder, "round")[0]["train_loss"] for folder in (exact, rough)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert precision == "tf32" or losses[0] != losses[1]
+
+
+def test_a_run_resumes_on_the_gpu(tmp_path: Path) -> None:
+    """From a checkpoint that was written from GPU tensors."""
+    from fl_sim import execution
+
+    words = (*tiny.ERASING, "device=cuda", "server_optimizer=momentum", "server_optimizer.lr=0.5", "rounds=4")
+    whole = tiny.run(tmp_path / "whole", *words)
+    from fl_sim.rounds import Federation
+
+    save = Federation._save
+
+    def ending(self: Federation, t: int) -> None:
+        save(self, t)
+        if t == 2:
+            raise KeyboardInterrupt
+
+    (tmp_path / "cut").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Federation, "_save", ending)
+        with pytest.raises(KeyboardInterrupt):
+            execution.start(tiny.tiny(*words), tmp_path / "cut", [])
+    execution.resume(tmp_path / "cut")
+    assert tiny.numbers(tmp_path / "cut") == tiny.numbers(whole)

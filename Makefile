@@ -9,10 +9,10 @@ demo: $(VENV)/.installed
 	$(BIN)/fl-sim run
 
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -m "not gpu or gpu"
+	$(BIN)/python -m pytest -n auto -m "not gpu or gpu"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -349,7 +349,7 @@ def test_a_run_serialises_no_array(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(TensorArray, "__getattribute__", spying)
     tiny.run(tmp_path / "run", "rounds=2")
-    # 2 rounds of 4 clients: each reads the model, and its update is read; in round 2 two attackers read round 1's model.
+    # 2 rounds of 4 clients: each reads the model, its update is read; in round 2 two attackers read round 1's model.
     assert read.count("tensor") == 18
     assert "data" not in read
 

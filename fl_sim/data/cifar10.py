@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl_sim.augment import Augment
-from fl_sim.data.dataset import Dataset, Facts, check_common, from_numpy, resized
-from fl_sim.errors import ConfigError
-from fl_sim.samples import Samples
+from fl_sim.data.dataset import Dataset, Facts
+from fl_sim.data.torchvision_sets import Published, load_published
+
+PUBLISHED = Published(
+    title="CIFAR-10",
+    kind="CIFAR10",
+    folder="cifar-10-batches-py",
+    classes=10,
+    train_samples=50_000,
+    test_samples=10_000,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
 
 
 @dataclass(frozen=True)
@@ -16,30 +26,19 @@ class Cifar10:
 
     clean_fraction: float = 0.05
     image_size: int = 32
+    subset: float = 1.0
     augment: Augment = Augment(crop=4, flip=True)
     root: str = "data"
     download: bool = False
 
     def __post_init__(self) -> None:
-        check_common(self.clean_fraction, self.image_size)
+        PUBLISHED.check(self.clean_fraction, self.image_size, self.subset)
 
     @property
     def facts(self) -> Facts:
-        shape = (3, self.image_size, self.image_size)
-        return Facts(shape, 10, 50_000, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+        return PUBLISHED.facts(self.image_size, self.subset)
 
     def load(self) -> Dataset:
-        return Dataset(self._part(train=True), self._part(train=False))
-
-    def _part(self, *, train: bool) -> Samples:
-        from torchvision.datasets import CIFAR10  # imported late: it takes a second
-
-        try:
-            raw = CIFAR10(self.root, train=train, download=self.download)
-        except (RuntimeError, OSError) as error:
-            hint = (
-                "no complete CIFAR-10 (cifar-10-batches-py) there; give its folder, or data.download=true to fetch it"
-            )
-            raise ConfigError("root", self.root, hint if not self.download else f"download failed: {error}") from error
-        samples = from_numpy(raw.data.transpose(0, 3, 1, 2), raw.targets)
-        return Samples(resized(samples.images, self.image_size), samples.labels)
+        return load_published(
+            PUBLISHED, self.root, image_size=self.image_size, subset=self.subset, download=self.download
+        )

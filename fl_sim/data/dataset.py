@@ -53,10 +53,27 @@ class Source(Protocol):
     def load(self) -> Dataset: ...
 
 
-def check_common(clean_fraction: float, image_size: int) -> None:
-    """The checks that every data set's spec makes of the keys they share."""
+def check_common(clean_fraction: float, image_size: int, subset: float, fewest: int, classes: int) -> None:
+    """The checks that every data set's spec makes of the keys they share; `fewest` images are in its smaller part."""
     require(0 <= clean_fraction < 1, "clean_fraction", clean_fraction, "must be a fraction from 0 to below 1")
     require(8 <= image_size <= 256, "image_size", image_size, "must be from 8 to 256 pixels")
+    require(0 < subset <= 1, "subset", subset, "must be a fraction above 0, up to 1")
+    enough = kept(fewest, subset) >= classes
+    allowed = f"{kept(fewest, subset)} of {fewest} images are fewer than the {classes} classes"
+    require(enough, "subset", subset, allowed)
+
+
+def kept(count: int, subset: float) -> int:
+    """How many of `count` images `thinned` keeps."""
+    return round(subset * count)
+
+
+def thinned(data: Dataset, subset: float) -> Dataset:
+    """A share of both parts, of each class alike; the same images whatever the run's seeds are."""
+    if subset == 1:
+        return data
+    parts = {"train": data.train, "test": data.test}
+    return Dataset(*(part.stratified(subset, generator(0, "subset", name))[0] for name, part in parts.items()))
 
 
 def hold_out(train: Samples, share: float, seed: int) -> tuple[Samples | None, Tensor]:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fl_sim.augment import Augment
-from fl_sim.data.dataset import Dataset, Facts, check_common
+from fl_sim.data.dataset import Dataset, Facts, check_common, kept, thinned
 from fl_sim.errors import require
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples
@@ -27,6 +27,7 @@ class Synthetic:
 
     clean_fraction: float = 0.05
     image_size: int = 16
+    subset: float = 1.0
     channels: int = 3
     classes: int = 10
     samples: int = 5000
@@ -37,23 +38,26 @@ class Synthetic:
     root: str = "data"
 
     def __post_init__(self) -> None:
-        check_common(self.clean_fraction, self.image_size)
         require(self.channels in (1, 3), "channels", self.channels, "must be 1 or 3")
         require(2 <= self.classes <= 1000, "classes", self.classes, "must be from 2 to 1000")
         for key in ("samples", "test_samples"):
             enough = getattr(self, key) >= self.classes
             require(enough, key, getattr(self, key), f"must be at least the number of classes, {self.classes}")
+        fewest = min(self.samples, self.test_samples)
+        check_common(self.clean_fraction, self.image_size, self.subset, fewest, self.classes)
         require(0 <= self.difficulty <= 2, "difficulty", self.difficulty, "must be a number from 0 to 2")
 
     @property
     def facts(self) -> Facts:
         shape = (self.channels, self.image_size, self.image_size)
-        return Facts(shape, self.classes, self.samples, (0.5,) * self.channels, (0.2,) * self.channels)
+        samples = kept(self.samples, self.subset)
+        return Facts(shape, self.classes, samples, (0.5,) * self.channels, (0.2,) * self.channels)
 
     def load(self) -> Dataset:
         rng = generator(self.pattern_seed, "synthetic", "patterns")
         patterns = _smooth(self.classes, self.channels, self.image_size, rng)
-        return Dataset(self._draw(patterns, self.samples, "train"), self._draw(patterns, self.test_samples, "test"))
+        train, test = self._draw(patterns, self.samples, "train"), self._draw(patterns, self.test_samples, "test")
+        return thinned(Dataset(train, test), self.subset)
 
     def _draw(self, patterns: Tensor, count: int, part: str) -> Samples:
         rng = generator(self.pattern_seed, "synthetic", part)

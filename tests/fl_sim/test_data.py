@@ -121,6 +121,17 @@ def test_synthetic_is_the_same_every_time_and_differs_by_pattern_seed() -> None:
     assert not torch.equal(first.train.images[:200], first.test.images)
 
 
+def test_a_subset_of_what_needs_no_files(digits: Dataset) -> None:
+    """A tenth: round(143.8) = 144 and 36 of the digits, 40 and 20 of synthetic's; each class's share to within one."""
+    part, drawn = Digits(subset=0.1).load(), small(subset=0.1).load()
+    assert (len(part.train), len(part.test)) == (144, 36)
+    assert (len(drawn.train), len(drawn.test)) == (40, 20)
+    assert (Digits(subset=0.1).facts.train_samples, small(subset=0.1).facts.train_samples) == (144, 40)
+    assert ((part.train.labels.bincount() - digits.train.labels.bincount() / 10).abs() < 1).all()
+    assert rows(part.test.images, torch.arange(36)) <= rows(digits.test.images, torch.arange(359))
+    assert same(part.train, Digits(subset=0.1, clean_fraction=0.2).load().train)
+
+
 def nearest_class_mean(data: Dataset) -> float:
     """The accuracy of the simplest classifier."""
     x, y = data.train.images.flatten(1).float(), data.train.labels
@@ -155,6 +166,9 @@ def test_synthetic_facts_are_about_right() -> None:
         ({"image_size": 7}, "image_size"),
         ({"clean_fraction": 1.0}, "clean_fraction"),
         ({"clean_fraction": -0.1}, "clean_fraction"),
+        ({"subset": 0.0}, "subset"),
+        ({"subset": 1.1}, "subset"),
+        ({"subset": 0.04}, "subset"),  # 8 test images for 10 classes
     ],
 )
 def test_impossible_settings_are_refused(knobs: dict[str, float], key: str) -> None:

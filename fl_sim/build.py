@@ -142,7 +142,38 @@ def compose_config(overrides: Sequence[str]) -> Config:
         raise _explained(error, parsed) from error
     require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
     config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
+    for key in ("erasers", "baselines"):
+        config[key] = _sections("eraser", key, config[key], parsed)
     return dict(config)
+
+
+def _sections(group: str, key: str, names: Any, overrides: Sequence[Override]) -> Config:
+    """The named choices of a group, each composed on its own: {name: section}."""
+    require(isinstance(names, list), key, names, f"must be a list of names of {group}s, such as [nad,fine_tune]")
+    found = choices(group, search_folders(overrides))
+    for name in names:
+        require(str(name) in found, key, name, f"no such {group} (there are {', '.join(found)})")
+    return {str(name): OmegaConf.to_container(OmegaConf.load(found[str(name)])) or {} for name in names}
+
+
+def each_choice(group: str, overrides: Sequence[str]) -> list[Config]:
+    """A configuration for every choice of a group, or for the one that the overrides name.
+
+    An override of one of the group's own keys goes to those choices that have this key.
+    """
+    parsed = parse(overrides)
+    if any(override.key_or_group == group for override in parsed):
+        return [compose_config(overrides)]
+    own = {
+        str(o.input_line): o.key_or_group.partition(".")[2] for o in parsed if o.key_or_group.startswith(f"{group}.")
+    }
+    keys = {name: set(OmegaConf.load(path)) for name, path in choices(group, search_folders(parsed)).items()}
+    if any(not any(key in known for known in keys.values()) for key in own.values()):
+        return [compose_config(overrides)]  # which says what is wrong with it
+    return [
+        compose_config([*(text for text in overrides if own.get(text) in (None, *known)), f"{group}={name}"])
+        for name, known in keys.items()
+    ]
 
 
 def _check_choice(override: Override, folders: Sequence[Path]) -> None:
@@ -215,9 +246,20 @@ def build(config: Config) -> Parts:
         built[group] = component(group, config.get(group), given)
     if hasattr(built["attack"], "adopt"):
         built["trigger"] = built["attack"].adopt(built["trigger"])
+    for key in ("erasers", "baselines"):
+        named = {name: _named(key, name, section) for name, section in getattr(settings, key).items()}
+        built[key] = {name: eraser for name, eraser in named.items() if eraser is not None}
     parts = Parts(settings=settings, **built)
     _check_together(parts)
     return parts
+
+
+def _named(key: str, name: str, section: Any) -> Any:
+    """One of a list of erasers; its complaints name the list."""
+    try:
+        return component("eraser", section)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{name}{error.key.removeprefix('eraser')}", error.value, error.allowed) from error
 
 
 def component(group: str, section: Any, given: Mapping[str, Any] | None = None) -> Any:
@@ -261,7 +303,8 @@ def _check_together(parts: Parts) -> None:
                 raise error.within(group) from error
     allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
     require(pool >= settings.clients, "clients", settings.clients, allowed)
-    if parts.eraser is not None and getattr(parts.eraser, "needs_clean", True):
+    erasers = {"the eraser": parts.eraser} | {**parts.erasers, **parts.baselines}
+    if any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers.values()):
         least = 2 * facts.classes
         allowed = f"the eraser needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
         require(held_out >= least, "data.clean_fraction", parts.data.clean_fraction, allowed)
@@ -286,8 +329,8 @@ def world_of(text: str) -> World:
     try:
         return populate(parts, pick_device(parts.settings.device))
     except ConfigError as error:
-        # Loading names the keys of the data section; the device is a key of its own.
-        raise error if error.key in ("device", "init") else error.within("data") from error
+        # Loading names the keys of the data section; the others are said as they stand.
+        raise error if error.key.split(".")[0] in ("device", "init", "partition") else error.within("data") from error
 
 
 def trackers_of(text: str, folder: Path) -> list[Tracker]:
@@ -307,6 +350,7 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
         if "_target_" in section:
             try:
                 sentence = (locate(section["_target_"]).__doc__ or "").strip().split("\n\n")[0]
+                sentence += f" {_cost(section)}" if group == "model" else ""
             except ConfigError as error:
                 sentence = f"({error})"  # one choice that can't be imported must not hide the others
         else:
@@ -314,3 +358,15 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
             sentence = first.removeprefix("#").strip() if not first.startswith("# @package") else ""
         rows.append((name, " ".join(sentence.split()), section.get("paper", ""), section.get("fidelity", "")))
     return rows
+
+
+def _cost(section: Mapping[str, Any]) -> str:
+    """What a network of ten classes costs on colour images of 32×32, in words."""
+    from fl_sim.models.cost import cost
+
+    model = component("model", section)
+    try:
+        parameters, products = cost(model)
+    except Exception as error:  # as above: whatever is wrong with one network, the others are shown
+        return f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'cannot be built'})"
+    return f"{parameters / 1e6:.3g}M parameters, {products / 1e9:.2g} GMAC at 32×32."

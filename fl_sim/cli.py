@@ -23,8 +23,13 @@ fl-sim: backdoor attacks and defenses in federated learning, simulated.
 
   fl-sim run [KEY=VALUE ...]            one federated run
   fl-sim run -m KEY=A,B [...]           a sweep: one run for each combination
+  fl-sim central [KEY=VALUE ...]        a centralized victim and what erasers=[A,B,...] make of it
   fl-sim resume DIR                     go on with an interrupted run, exactly
   fl-sim list [GROUP]                   what there is to choose from
+  fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]
+                                        how each partition divides the data, as a picture
+  fl-sim gallery [KEY=VALUE ...] [-o FILE]
+                                        a picture of every trigger
   fl-sim --version | --help
 
 Examples
@@ -49,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-V", "--version"):
         print(f"fl-sim {__version__}")
         return OK
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "resume": _resume, "list": _list}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run,
+        "central": _central,
+        "resume": _resume,
+        "list": _list,
+        "gallery": _gallery,
+    }
     if command not in commands:
         return _complain(f"{command}: no such command; there are {', '.join(commands)}", USAGE)
     if rest and rest[0] in ("-h", "--help"):
@@ -101,6 +112,44 @@ def _run(arguments: list[str]) -> int:
     return OK
 
 
+def _central(arguments: list[str]) -> int:
+    """One victim, or with -m one for each combination, and the erasers' table."""
+    overrides, flags = _split(arguments)
+    if "--cfg" in flags:
+        return _run([*overrides, "--cfg"])
+    from fl_sim import build, execution, sweep
+    from fl_sim.central_table import central_table, write_tables
+    from fl_sim.folder import new_run_folder
+
+    console = _console()
+    if "-m" not in flags:
+        config = build.compose_config(overrides)
+        settings = execution.prepare(config).parts.settings
+        folder = new_run_folder(settings.output, settings.name)
+        console.print(f"{_what_central(config)}\n{folder}", soft_wrap=True)
+        with _resumable(folder):
+            summary = execution.start(config, folder, ["fl-sim", "central", *arguments])
+        write_tables([summary], folder)
+        console.print(central_table([summary]))
+        return OK
+    jobs = [tuple(job) for job in build.jobs(overrides)]
+    outcomes = []
+    for number, job in enumerate(jobs, start=1):
+        console.print(f"[{number}/{len(jobs)}] {' '.join(job)}", soft_wrap=True)
+        outcomes.append(sweep.execute(list(job), _resumable, command="central"))
+        if outcomes[-1].complaint:
+            print(outcomes[-1].complaint, file=sys.stderr)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        label = " ".join(word for word in outcome.job if not word.startswith(("seed=", "seeds.")))
+        if outcome.summary is not None:
+            groups.setdefault(label, []).append(outcome.summary)
+    for label, summaries in groups.items():
+        console.print(f"{label or 'default'}: {len(summaries)} seeds", soft_wrap=True)
+        console.print(central_table(summaries))
+    return FAILED if any(outcome.summary is None for outcome in outcomes) else OK
+
+
 def _resume(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ConfigError("resume", " ".join(arguments), "takes one run folder")
@@ -113,6 +162,12 @@ def _resume(arguments: list[str]) -> int:
         console.print(f"{folder} is finished already", soft_wrap=True)
     with _resumable(folder):
         summary = execution.resume(folder)
+    if execution.is_central(folder):
+        from fl_sim.central_table import central_table, write_tables
+
+        write_tables([summary], folder)
+        console.print(central_table([summary]))
+        return OK
     _show_end(summary, folder, console)
     return OK
 
@@ -142,6 +197,8 @@ def _sweep(overrides: list[str], processes: int) -> int:
 
 
 def _list(arguments: list[str]) -> int:
+    if "--plot" in arguments:
+        return _plot([word for word in arguments if word != "--plot"])
     words, flags = _split(arguments)
     if flags:
         raise ConfigError(min(flags), "", "is for fl-sim run")
@@ -171,6 +228,57 @@ def _processes(flags: Mapping[str, str]) -> int:
     if not said.isdecimal() or not 1 <= int(said) <= 1024:
         raise ConfigError("--jobs", said, "must be a whole number from 1 to 1024: how many runs at a time")
     return int(said)
+
+
+def _plot(arguments: list[str]) -> int:
+    """Draw every choice of partition, or the one that is asked for, as it divides the configured data."""
+    target, words = "partitions.png", list(arguments)
+    if "-o" in words:
+        at = words.index("-o")
+        target = words[at + 1] if at + 1 < len(words) else ""
+        del words[at : at + 2]
+    overrides, flags = _split([word for word in words if word != "partition"])
+    if flags or "partition" not in words or not all("=" in word for word in overrides) or not target:
+        raise ConfigError("--plot", "", "is used as fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]")
+    from fl_sim import build, execution
+    from fl_sim.partition.picture import Counts, draw_partitions, title
+
+    drawn: dict[str, Counts] = {}
+    refused: list[ConfigError] = []
+    for config in build.each_choice("partition", overrides):
+        try:
+            drawn[title(config)] = Counts.of(execution.prepare(config, fresh=False))
+        except ConfigError as error:
+            refused.append(error)
+    if not drawn:
+        raise refused[0]
+    for refusal in refused:
+        _complain(str(refusal), OK)
+    draw_partitions(drawn, Path(target))
+    _console().print(target, soft_wrap=True)
+    return OK
+
+
+def _gallery(arguments: list[str]) -> int:
+    """Draw every trigger, or that of a `trigger=` or `attack=`, on photographs or on the test images of `data=`."""
+    target, words = "gallery.png", list(arguments)
+    if "-o" in words:
+        at = words.index("-o")
+        target = words[at + 1] if at + 1 < len(words) else ""
+        del words[at : at + 2]
+    overrides, flags = _split(words)
+    if flags or not target:
+        raise ConfigError(min(flags, default="-o"), "", "the gallery is fl-sim gallery [KEY=VALUE ...] [-o FILE]")
+    from fl_sim import build, gallery
+
+    drawn = gallery.draw(build.compose_config(overrides), build.parse(overrides), Path(target))
+    console = _console()
+    for each in drawn:
+        if each.failure is not None:
+            _complain(f"{each.name} could not be drawn: {each.failure}", FAILED)
+    good = sum(each.failure is None for each in drawn)
+    console.print(f"{good} of {len(drawn)} triggers: {target}", soft_wrap=True)
+    return OK if good else FAILED
 
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -231,6 +339,13 @@ def _what(config: dict[str, Any]) -> str:
     choices = config["choices"]
     cohort = f"{config['clients_per_round']} of {config['clients']} clients a round, {config['rounds']} rounds"
     return f"{' · '.join(str(choices[group]) for group in groups)} · {cohort} · seed {config['seed']}"
+
+
+def _what_central(config: dict[str, Any]) -> str:
+    choices, plan = config["choices"], config["central"]
+    names = " · ".join(str(choices[group]) for group in ("data", "model", "client", "trigger"))
+    erasers = ", ".join(config["erasers"]) or choices["eraser"]
+    return f"{names} · {plan['poison_rate']:.0%} poisoned · {plan['epochs']} epochs · {erasers} · seed {config['seed']}"
 
 
 def _show_end(summary: dict[str, Any], folder: Path, console: Console) -> None:

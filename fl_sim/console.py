@@ -76,6 +76,23 @@ class Progress:
         return table
 
 
+class CentralProgress(Progress):
+    """Shows the epochs and the erasers of a central run."""
+
+    def __init__(self, title: str = "", *, stream: TextIO | None = None) -> None:
+        super().__init__(0, title=title, stream=stream)
+
+    def log(self, event: str, **fields: Any) -> None:
+        if event != "central":
+            super().log(event, **fields)
+            return
+        self._status = f"{fields['method']}, epoch {fields['epoch']}"
+        if self._live is not None:
+            self._live.update(self._table())
+        elif fields["method"] == "victim":
+            self._say(f"{self._status:>20}  ACC {shown(fields['acc'])}  ASR {shown(fields['asr'])}", "")
+
+
 def shown(value: float | None) -> str:
     return "  –  " if value is None else f"{value:.3f}"
 

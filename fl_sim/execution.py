@@ -12,11 +12,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fl_sim.build import CHOICES, Config, config_hash, to_text, world_of
+from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
+from fl_sim.console import CentralProgress
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
+from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
+
+META = "meta.json"
 
 fcntl: ModuleType | None
 try:
@@ -39,12 +44,12 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
 
 
 def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:
-    """Execute a run in a fresh folder; returns its summary."""
+    """Execute a run in a fresh folder; returns its summary. `argv` says whether it is a federated or a central one."""
     world = prepare(config)
     with alone(folder):
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        write_json(folder / "meta.json", provenance(str(world.device), dict(config["seeds"]), argv))
-        return _run_to_end(config, world, folder)
+        write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
+        return _to_end(config, world, folder)
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def resume(folder: Path) -> dict[str, Any]:
         if is_done(folder) and (folder / SUMMARY).exists():
             return read_json(folder / SUMMARY)
         config = read_config(folder)
-        return _run_to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
+        return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
 
 
 def read_config(folder: Path) -> Config:
@@ -89,19 +94,46 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_central(folder: Path) -> bool:
+    """Whether a run folder is one of `fl-sim central`."""
+    return (folder / META).exists() and "central" in read_json(folder / META)["argv"][1:2]
+
+
+def _to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
+    return (_central_to_end if is_central(folder) else _run_to_end)(config, world, folder)
+
+
+def _identity(config: Config, world: World) -> dict[str, Any]:
+    settings = world.parts.settings
+    return {
+        "name": settings.name,
+        "seed": settings.seed,
+        "choices": config[CHOICES],
+        "config_hash": config_hash(config),
+    }
+
+
+def _central_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
+    with world.parts.engine.computing(), CentralProgress(world.parts.settings.name) as progress:
+        result = run_central(config, world, folder, progress)
+    summary = _identity(config, world) | result
+    write_json(folder / SUMMARY, summary)
+    mark_done(folder)
+    return summary
+
+
 def _run_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
     settings = world.parts.settings
     try:
         world.parts.engine.run({"config": to_text(config), "folder": str(folder)}, settings.clients, world.device)
     except ConfigError as error:
         raise RunError(str(error)) from error
-    identity = {
-        "name": settings.name,
-        "seed": settings.seed,
-        "choices": config[CHOICES],
-        "config_hash": config_hash(config),
-        "malicious_clients": len(world.malicious) if world.parts.attack is not None else 0,
-    }
+    if world.parts.baselines:
+        with world.parts.engine.computing(), CentralProgress(settings.name) as progress:
+            accompany(config, world, folder, progress)
+    identity = _identity(config, world)
+    identity["malicious_clients"] = len(world.malicious) if world.parts.attack is not None else 0
+    draw_partitions({title(config): Counts.of(world)}, folder / PICTURE)
     summary = summarise(folder, identity)
     mark_done(folder)
     return summary

@@ -27,9 +27,9 @@ def new_run_folder(output: str, name: str) -> Path:
     return _made(Path(output) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{name}_{letters}")
 
 
-def sweep_folder(output: str, name: str, hashed: str) -> Path:
+def sweep_folder(output: str, name: str, hashed: str, command: str = "run") -> Path:
     """`<output>/sweeps/<name>/<config hash>`, made: the same run finds its folder again."""
-    return _made(Path(output) / "sweeps" / name / hashed)
+    return _made(Path(output) / "sweeps" / name / (hashed if command == "run" else f"{command}-{hashed}"))
 
 
 def _made(folder: Path) -> Path:

@@ -46,6 +46,7 @@ class Fit(Protocol):
         objective: Objective = ...,
         after_backward: Iterable[Hook] = ...,
         after_step: Iterable[Hook] = ...,
+        after_epoch: Iterable[Hook] = ...,
         min_steps: int = ...,
         schedule: Schedule | None = ...,
     ) -> Fitted: ...

@@ -48,6 +48,29 @@ class Evaluation(Schedule):
 
 
 @dataclass(frozen=True)
+class Central:
+    """How a centralized victim is trained: in place of the client's own numbers, on the pooled, poisoned data."""
+
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    augment: bool = True
+    poison_rate: float = 0.1
+    mode: Literal["dataset", "per_batch"] = "dataset"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "must be 2 or more")
+        require(self.lr > 0, "lr", self.lr, "must be above 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "must be from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
+        require(0 <= self.poison_rate <= 1, "poison_rate", self.poison_rate, "must be a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Settings:
     """The keys that belong to no group."""
 
@@ -66,6 +89,11 @@ class Settings:
     backdoor: Goal = field(default_factory=Goal)
     eval: Evaluation = field(default_factory=Evaluation)
     checkpoint: Schedule = field(default_factory=Schedule)
+    central: Central = field(default_factory=Central)
+    erasers: dict[str, Any] = field(default_factory=dict)
+    """Those that `fl-sim central` tries, by name, each composed on its own."""
+    baselines: dict[str, Any] = field(default_factory=dict)
+    """Those that are tried centrally beside a federated run."""
 
     def __post_init__(self) -> None:
         plain = self.name and all(char.isalnum() or char in "-_.=+," for char in self.name) and self.name[0] != "."

@@ -28,6 +28,10 @@ class Curves:
     acc: list[float]
     asr: list[float | None]
     erasings: Events
+    central: Events
+    """The epochs of the centralized victim beside the run."""
+    baselines: Events
+    """What centralized erasers made of that victim."""
 
     @classmethod
     def of(cls, events: Events) -> Curves:
@@ -36,7 +40,9 @@ class Curves:
             rounds=[event["round"] for event in measured],
             acc=[event["acc"] for event in measured],
             asr=[event["asr"] for event in measured],
-            erasings=[event for event in events if event["event"] == "erase"],
+            erasings=[event for event in events if event["event"] == "erase" and event["round"]],
+            central=[event for event in events if event["event"] == "central" and event["method"] == "victim"],
+            baselines=[event for event in events if event["event"] == "erase" and not event["round"]],
         )
 
 
@@ -57,6 +63,8 @@ def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         "erasings": [{key: value for key, value in event.items() if key != "event"} for event in curves.erasings],
         "seconds": sum(event["seconds"] for event in rounds),
     }
+    if curves.baselines:
+        summary["baselines"] = [{key: value for key, value in e.items() if key != "event"} for e in curves.baselines]
     draw(curves, folder / CURVES, identity)
     write_json(folder / SUMMARY, summary)
     return summary
@@ -81,7 +89,8 @@ def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:
             axes.text(t, 1.02, "refused", ha="center", va="bottom", fontsize=8, color="0.35")
     axes.set_ylim(-0.03, 1.08)
     last = max(curves.rounds)
-    axes.set_xlim(min(0.5, curves.rounds[0]), last + 0.02 * last + 0.5)
+    room = _beside(axes, curves, last)
+    axes.set_xlim(min(0.5, curves.rounds[0]), last + 0.02 * last + 0.5 + room)
     axes.set_xlabel("round")
     axes.set_ylabel("share of test images")
     axes.grid(alpha=0.25)
@@ -91,6 +100,26 @@ def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:
     axes.set_title(" · ".join(str(part) for part in parts if part) + f" · seed {identity.get('seed')}", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
+
+
+def _beside(axes: Axes, curves: Curves, last: int) -> float:
+    """The centralized victim over the same budget, dashed, and its erasers to the right; the room that they take."""
+    if not curves.central:
+        return 0.0
+    at = [last * event["epoch"] / len(curves.central) for event in curves.central]
+    for key, colour in (("acc", ACC_COLOUR), ("asr", ASR_COLOUR)):
+        label = f"{key.upper()}, centralized"
+        axes.plot(
+            at, [event[key] for event in curves.central], "--", color=colour, alpha=0.6, linewidth=1.2, label=label
+        )
+    step = max(0.05 * last, 0.5)
+    for number, event in enumerate(curves.baselines, start=1):
+        x = last + number * step
+        for key, colour in (("acc", ACC_COLOUR), ("asr", ASR_COLOUR)):
+            if event[key] is not None:
+                axes.plot([x], [event[key]], "D", color=colour, markersize=5)
+        axes.text(x, 0.5, event["eraser"], rotation=90, ha="center", va="center", fontsize=7, color="0.35")
+    return step * (len(curves.baselines) + 0.5)
 
 
 def _line(

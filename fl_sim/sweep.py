@@ -31,7 +31,7 @@ class Outcome:
     complaint: str = ""
 
 
-def execute(job: Job, guard: Guard = lambda folder: nullcontext()) -> Outcome:
+def execute(job: Job, guard: Guard = lambda folder: nullcontext(), *, command: str = "run") -> Outcome:
     """Run, resume or find one job; a fault in it is told, not raised. `guard` surrounds the work in its folder."""
     from fl_sim import build, execution
     from fl_sim.folder import is_done, sweep_folder
@@ -39,10 +39,10 @@ def execute(job: Job, guard: Guard = lambda folder: nullcontext()) -> Outcome:
     try:
         config = build.compose_config(job)
         settings = execution.prepare(config).parts.settings
-        folder = sweep_folder(settings.output, settings.name, build.config_hash(config))
+        folder = sweep_folder(settings.output, settings.name, build.config_hash(config), command)
         with guard(folder):
             if not (folder / "config.yaml").exists():
-                return Outcome(tuple(job), "finished", execution.start(config, folder, ["fl-sim", "run", *job]))
+                return Outcome(tuple(job), "finished", execution.start(config, folder, ["fl-sim", command, *job]))
             state = "found finished" if is_done(folder) else "resumed"
             return Outcome(tuple(job), state, execution.resume(folder))
     except (ConfigError, RunError) as error:

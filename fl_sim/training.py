@@ -51,13 +51,17 @@ def fit(
     objective: Objective = cross_entropy,
     after_backward: Iterable[Hook] = (),
     after_step: Iterable[Hook] = (),
+    after_epoch: Iterable[Hook] = (),
     min_steps: int = 0,
     schedule: Schedule | None = None,
 ) -> Fitted:
-    """Train `model` in place for `epochs`, and on for whole or part epochs until `min_steps` are done."""
+    """Train `model` in place for `epochs`, and on for whole or part epochs until `min_steps` are done.
+
+    Hooks run after each backward pass, each optimiser step, and each epoch, the last one whole or not.
+    """
     if not len(samples):
         raise ValueError("can't train on no samples")
-    after_backward, after_step = tuple(after_backward), tuple(after_step)
+    after_backward, after_step, after_epoch = tuple(after_backward), tuple(after_step), tuple(after_epoch)
     total = max(epochs * len(batch_sizes(len(samples), batch_size)), min_steps)
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
@@ -85,6 +89,8 @@ def fit(
             in_epoch += 1
             if step == total:
                 break
+        for hook in after_epoch:
+            hook(model)
     return Fitted(step, float(losses) / max(in_epoch, 1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fl_sim.backdoor import Backdoor
 from fl_sim.data.dataset import Dataset, Source, hold_out
@@ -42,6 +44,10 @@ class Engine(Protocol):
     @property
     def compute(self) -> Compute: ...
 
+    def computing(self) -> AbstractContextManager[None]:
+        """As the server computes, for what is done outside a run."""
+        ...
+
     def run(self, run_config: Mapping[str, str], clients: int, device: torch.device) -> None: ...
 
 
@@ -64,6 +70,10 @@ class Parts:
     eraser: Eraser | None
     erasing: ErasingPolicy
     engine: Engine
+    erasers: Mapping[str, Eraser]
+    """Those that `fl-sim central` tries."""
+    baselines: Mapping[str, Eraser]
+    """Those that are tried centrally beside a federated run."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,10 @@ def populate(parts: Parts, device: torch.device) -> World:
     clean, rest = hold_out(loaded.train, parts.data.clean_fraction, settings.seeds.data)
     pool = rest.numpy()
     labels = loaded.train.labels.numpy()[pool]
-    shares = parts.partition.split(labels, settings.clients, numpy_generator(settings.seeds.data, "partition"))
+    try:
+        shares = parts.partition.split(labels, settings.clients, numpy_generator(settings.seeds.data, "partition"))
+    except ConfigError as error:  # what can't be known before the labels are
+        raise error.within("partition") from error
     on_device = loaded.to(device)
     return World(
         parts=parts,
@@ -154,13 +167,40 @@ def pick_device(name: str) -> torch.device:
 
 def load_weights(path: str, model: Classifier) -> None:
     """Put the weights of a saved model of the same layout into `model`."""
-    try:
-        saved = torch.load(Path(path), map_location="cpu", weights_only=True)
-        model.load_state_dict(saved)
-    except FileNotFoundError as error:
-        raise ConfigError("init", path, "no such file") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("init", path, f"not a saved model of this run's architecture ({reason[:120]})") from error
+    saved = _read_tensors(path)
+    reason = _first_difference(saved, model.state_dict())
+    require(reason is None, "init", path, f"not a saved model of this run's architecture: {reason}")
     finite = all(tensor.isfinite().all() for tensor in saved.values())
     require(bool(finite), "init", path, "the saved model holds NaN or infinity")
+    model.load_state_dict(saved)
+
+
+def _read_tensors(path: str) -> dict[str, Tensor]:
+    """The tensors by name that a file holds, if it is a model's."""
+    try:
+        saved = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConfigError("init", path, "no such file") from error
+    except OSError as error:
+        raise ConfigError("init", path, f"can't be read: {error.strerror or error}") from error
+    except Exception as error:  # torch, zip and pickle have many words for this
+        kinds = "it is damaged, no file of torch.save's, or holds more than tensors"
+        raise ConfigError("init", path, f"not a saved model: {kinds}") from error
+    if isinstance(saved, dict) and {"format", "vector"} <= set(saved):
+        raise ConfigError("init", path, "not a saved model but a run's checkpoint; its last model is in model.pt")
+    tensors = isinstance(saved, dict) and all(isinstance(value, Tensor) for value in saved.values())
+    require(tensors, "init", path, "not a saved model: it holds no state_dict(), tensors by their names")
+    return dict(saved)
+
+
+def _first_difference(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """What tells a saved state from this model's, in plain words; None if nothing does."""
+    counts = f"it holds {len(saved)} tensors, this run's model {len(own)}"
+    for name, tensor in own.items():
+        if name not in saved:
+            return f"{counts}; the first that it lacks is {name}"
+        if saved[name].shape != tensor.shape:
+            sizes = ["×".join(map(str, each.shape)) or "a number" for each in (saved[name], tensor)]
+            return f"the first tensor that differs is {name}: {sizes[0]} there, {sizes[1]} here"
+    surplus = [name for name in saved if name not in own]
+    return f"{counts}; the first that is unknown here is {surplus[0]}" if surplus else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -154,18 +155,26 @@ class InProcess:
     def compute(self) -> Compute:
         return Compute(self.precision, self.channels_last)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """As the server computes: its threads, and a GPU's switches."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.server_threads)
+        try:
+            with numerics(self.precision, self.deterministic):
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
     def run(self, run_config: Mapping[str, str], clients: int, device: torch.device) -> None:
         """Execute one run, from its first round or from its checkpoint on."""
         server = cast(ServerApp, load_app(self.server_app))
         client = cast(ClientApp, load_app(self.client_app))
         grid = InProcessGrid(client, clients, run_config, self._worker_count(device))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.server_threads)
         try:
-            with numerics(self.precision, self.deterministic):
+            with self.computing():
                 server(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
         finally:
-            torch.set_num_threads(threads)
             grid.close()
 
     def _worker_count(self, device: torch.device) -> int:

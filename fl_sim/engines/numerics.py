@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -17,7 +18,8 @@ def numerics(precision: Precision, deterministic: bool) -> Iterator[None]:
     Without this, convolutions of float32 run in TF32, with 10 bits of mantissa, and cuDNN may choose another
     algorithm, so another sum, each time.
     """
-    cudnn, conv, matmul = torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn  # torch makes some of its attributes when it is imported
+    conv, matmul = cudnn.conv, torch.backends.cuda.matmul
     before = (cudnn.deterministic, cudnn.benchmark, conv.fp32_precision, matmul.fp32_precision)
     tensor_cores = "tf32" if precision == "tf32" else "ieee"
     cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic

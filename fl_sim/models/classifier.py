@@ -10,15 +10,19 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Architecture(Protocol):
     """A spec that builds a network's body for an image shape and a number of classes."""
 
     def body(self, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Sequence[str]]:
-        """The network, and its submodules whose outputs may serve as attention taps, in forward order."""
+        """The network, and its submodules whose output maps may serve as attention taps, in forward order.
+
+        Of one resolution only the last map, unless the network keeps one resolution throughout.
+        """
         ...
 
 
@@ -28,6 +32,18 @@ class Compute:
 
     precision: Precision = "float32"
     channels_last: bool = True
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that can be trained on a single sample whose map is 1×1.
+
+    A lone value has no variance, and PyTorch refuses it; here the running statistics serve for it and stay as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 class Classifier(nn.Module):
@@ -46,6 +62,9 @@ class Classifier(nn.Module):
         compute: Compute,
     ) -> None:
         super().__init__()
+        for module in body.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = BatchNorm  # the same tensors and names: only a lone value fares differently
         self.body = body
         self.shape = shape
         self.compute = compute
@@ -91,30 +110,30 @@ class Classifier(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
-        if self.compute.precision == "float32":
+        if self.compute.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(device, dtype=torch.bfloat16)
 
     def _resolve(self, candidates: Sequence[str]) -> tuple[str, ...]:
-        """The last candidate of each resolution that is still at least 2×2."""
+        """The candidates whose maps are at least 2×2: a single position has nothing to attend to."""
         was_training = self.training
         self.eval()
         with torch.no_grad():
             _, maps = self.observe(torch.zeros(1, *self.shape, device=self.mean.device), candidates)
         self.train(was_training)
-        last = {
-            tuple(map_.shape[2:]): name for name, map_ in zip(candidates, maps, strict=True) if min(map_.shape[2:]) >= 2
-        }
-        return tuple(last.values())
+        return tuple(name for name, map_ in zip(candidates, maps, strict=True) if min(map_.shape[2:]) >= 2)
 
 
 def initialise(model: nn.Module, rng: Generator) -> None:
     """Draw all weights anew from `rng`.
 
-    He et al. 2015 (fan out) for convolutions; for linear layers uniform in ±1/√(inputs), PyTorch's own choice.
+    He et al. 2015 (fan out) for convolutions; for linear layers uniform in ±1/√inputs, PyTorch's own choice; Glorot &
+    Bengio 2010 for attention's projections. A module that has an `initialise(rng)` draws its own tensors by that.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if callable(own := getattr(module, "initialise", None)):
+            own(rng)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -124,13 +143,21 @@ def initialise(model: nn.Module, rng: Generator) -> None:
             module.reset_running_stats()
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            module.reset_parameters()  # ones and zeros
+        elif isinstance(module, nn.MultiheadAttention):
+            nn.init.xavier_uniform_(module.in_proj_weight, generator=rng)
+            nn.init.zeros_(module.in_proj_bias)
+        elif next(module.parameters(recurse=False), None) is not None:
+            # What its constructor drew came from the process's generator: no seed would give it again.
+            raise TypeError(f"{type(module).__name__} has weights of an unknown kind: give it an initialise(rng)")
 
 
 def reset_linear(layer: nn.Linear, rng: Generator) -> None:
     """Draw a linear layer's weights anew; `rng` is a CPU generator whatever the layer's device."""
     bound = 1 / math.sqrt(layer.in_features)
     with torch.no_grad():
-        for tensor in (layer.weight, layer.bias):
+        for tensor in layer.parameters(recurse=False):
             tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ResNet18:
-    """torchvision's ResNet-18 with the usual CIFAR stem; 11.2 million parameters at 10 classes."""
+    """torchvision's ResNet-18 with the usual CIFAR stem."""
 
     def body(self, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Sequence[str]]:
         from torchvision.models.resnet import BasicBlock, ResNet  # imported late: it takes a second

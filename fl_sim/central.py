@@ -1,0 +1,280 @@
+"""Centralized baselines: one model trained on the pooled, poisoned data, and what erasers make of it.
+
+The same erasers, training loop and scores as in a federated run; only the federation is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_sim.backdoor import Backdoor
+from fl_sim.checkpoint import load_tensors, save_tensors
+from fl_sim.folder import write_text
+from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite
+from fl_sim.models.classifier import Classifier
+from fl_sim.protocols import ClientContext, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
+from fl_sim.randomness import generator
+from fl_sim.samples import Samples
+from fl_sim.schema import Central, Settings
+from fl_sim.tracking import METRICS, JsonLines, read_metrics
+from fl_sim.training import fit
+from fl_sim.world import World
+
+VICTIM = "victim"
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A backdoored model, what its trigger had to learn, and how long all that took."""
+
+    model: Classifier
+    record: State
+    seconds: float
+
+
+class Course:
+    """The shared training loop with a score after each epoch: a `central` event for each of a method's epochs."""
+
+    def __init__(self, tracker: Tracker, method: str, world: World, backdoor: Backdoor) -> None:
+        self._tracker, self._method = tracker, method
+        self._world, self._backdoor = world, backdoor
+        self._epoch = 0
+        self.scoring = 0.0
+        """The seconds that scoring took, which are no part of a method's cost."""
+
+    @property
+    def fit(self) -> Fit:
+        """Models on the way (teachers, students) are scored as they are trained; generators and masks are not."""
+        fitting: Fit = partial(fit, after_epoch=(self._note,))
+        return fitting
+
+    def _note(self, model: nn.Module) -> None:
+        if isinstance(model, Classifier):
+            self._epoch += 1
+            started = time.perf_counter()
+            score = evaluate(model, self._world.test, self._backdoor)
+            self.scoring += time.perf_counter() - started
+            fields = {"acc": score.acc, "asr": score.asr, "ra": score.ra, "loss": score.loss}
+            self._tracker.log("central", round=0, method=self._method, epoch=self._epoch, **fields)
+
+
+def pooled(world: World) -> Samples:
+    """All clients' samples as one set."""
+    return world.train[torch.from_numpy(np.sort(np.concatenate(world.shares)))]
+
+
+def train_victim(world: World, plan: Central, tracker: Tracker) -> Victim:
+    """Train the run's model on the pooled data, of which a share is poisoned."""
+    started = time.perf_counter()
+    samples, model = pooled(world), world.initial_model()
+    rng = generator(world.parts.settings.seeds.train, "central", "victim")
+    backdoor, record, workshop = world.backdoor, dict[str, Any](), None
+    if backdoor.needs_workshop:
+        # What takes a model to make is made with a clean one, trained alike.
+        clean = deepcopy(model)
+        _train(clean, samples, world, plan, fit, generator(world.parts.settings.seeds.train, "central", "clean"))
+        workshop = Workshop(clean.eval().requires_grad_(False), backdoor.goal, backdoor.classes, rng, 0, 1)
+        if isinstance(backdoor.trigger, Learned):
+            record = dict(backdoor.trigger.learn(samples, workshop))
+            backdoor, workshop = backdoor.recalling(record), replace(workshop, record=record)
+    poisoned = backdoor.poison(samples, plan.poison_rate, plan.mode, rng, workshop)
+    course = Course(tracker, VICTIM, world, backdoor)
+    _train(model, poisoned, world, plan, course.fit, rng)
+    return Victim(model.eval(), record, time.perf_counter() - started - course.scoring)
+
+
+def _train(model: Classifier, samples: Samples, world: World, plan: Central, fit_: Fit, rng: torch.Generator) -> None:
+    """Centralized training is the benign client of the run on all the data, with the plan's numbers for its own."""
+    client: Any = world.parts.client
+    own = {field.name for field in dataclasses.fields(client)}
+    changes = {key: value for key, value in dataclasses.asdict(plan).items() if key in own}
+    data, layout = world.parts.data, world.layout
+    ctx = ClientContext(0, 0, rng, data.facts.classes, layout, layout.read(model), data.augment, fit_)
+    replace(client, **changes).update(model, samples, ctx)
+
+
+def cached_victim(world: World, plan: Central, tracker: Tracker, config: Mapping[str, Any], folder: Path) -> Victim:
+    """The victim of this configuration, trained once and kept in `folder`."""
+    path = folder / f"{victim_hash(config)}.pt"
+    if path.exists():
+        saved = load_tensors(path)
+        model = world.new_model()
+        model.load_state_dict(saved["model"])
+        for event in json.loads(saved["events"]):
+            tracker.log("central", **event)
+        record = {k: v.to(world.device) if isinstance(v, torch.Tensor) else v for k, v in saved["record"].items()}
+        return Victim(model.eval(), record, saved["seconds"])
+    noted = Noting(tracker)
+    victim = train_victim(world, plan, noted)
+    folder.mkdir(parents=True, exist_ok=True)
+    events = json.dumps(noted.events)
+    state = victim.model.state_dict()
+    save_tensors(path, {"model": state, "record": dict(victim.record), "events": events, "seconds": victim.seconds})
+    return victim
+
+
+class Noting:
+    """A tracker that also keeps what it passes on."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self.events: list[dict[str, Any]] = []
+
+    def log(self, event: str, **fields: Any) -> None:
+        self.events.append(fields)
+        self._tracker.log(event, **fields)
+
+
+def victim_hash(config: Mapping[str, Any]) -> str:
+    """Names a victim by what decides its weights, and by nothing else: ten erasers share one."""
+    decisive = {
+        key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "central", "seeds", "init")
+    }
+    decisive["engine"] = {key: config["engine"].get(key) for key in ("precision", "channels_last")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def try_eraser(world: World, victim: Victim, name: str, eraser: Eraser, tracker: Tracker) -> dict[str, Any]:
+    """Erase a copy of the victim; logs and returns what an `erase` event says."""
+    backdoor = world.backdoor.recalling(victim.record)
+    before = evaluate(victim.model, world.test, backdoor)
+    course = Course(tracker, name, world, backdoor)
+    ctx = ServerContext(
+        round=0,
+        rng=generator(world.parts.settings.seeds.train, "central", "erase", name),
+        device=world.device,
+        classes=world.parts.data.facts.classes,
+        clients=(),
+        assumed_attackers=0,
+        layout=world.layout,
+        vector=world.layout.read(victim.model),
+        clean=world.clean,
+        augment=world.parts.data.augment,
+        new_model=world.new_model,
+        fit=course.fit,
+    )
+    started = time.perf_counter()
+    erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
+    seconds = time.perf_counter() - started - course.scoring
+    fields = {"round": 0, "eraser": name} | outcome(before, erased, world, backdoor) | {"seconds": seconds}
+    tracker.log("erase", **fields)
+    return fields
+
+
+def outcome(before: Score, erased: Classifier, world: World, backdoor: Backdoor) -> dict[str, Any]:
+    """Before and after, and whether a server would have taken the result."""
+    fields: dict[str, Any] = {"acc_before": before.acc, "asr_before": before.asr, "ra_before": before.ra}
+    if not is_finite(world.layout.read(erased)):
+        nothing = {"acc": None, "asr": None, "ra": None, "der": None}
+        return fields | nothing | {"accepted": False, "reason": "the erased model holds NaN or infinity"}
+    after = evaluate(erased, world.test, backdoor)
+    der = None
+    if before.asr is not None and after.asr is not None:
+        der = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
+    return fields | {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der, "accepted": True}
+
+
+def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> dict[str, Any]:
+    """Train or find the victim, try every eraser that has no result yet, and write the table."""
+    finished = _kept(folder)
+    metrics = JsonLines(folder)
+    both = Both(metrics, tracker)
+    settings = world.parts.settings
+    try:
+        victim = cached_victim(world, settings.central, Quiet(both) if finished else both, config, victims_of(settings))
+        backdoor = world.backdoor.recalling(victim.record)
+        before = evaluate(victim.model, world.test, backdoor)
+        results = []
+        for name, eraser in _asked(world).items():
+            results.append(finished.get(name) or try_eraser(world, victim, name, eraser, both))
+            metrics.commit()
+    finally:
+        metrics.close()
+    save_tensors(folder / "model_before_erasing.pt", victim.model.state_dict())
+    plain = [{key: value for key, value in result.items() if key != "event"} for result in results]
+    return {"acc": before.acc, "asr": before.asr, "ra": before.ra, "seconds": victim.seconds, "erasers": plain}
+
+
+def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> None:
+    """Beside a federated run: its erasers of `baselines=[...]` on the pooled data, with its budget and poison share.
+
+    As many passes over the data as the clients make in all, with the client's own learning rate and batches, and as
+    many poisoned samples as the attackers would have.
+    """
+    plan = equal_budget(world)
+    metrics = JsonLines(folder)
+    both = Both(metrics, tracker)
+    try:
+        budget = {**config, "central": dataclasses.asdict(plan)}
+        victim = cached_victim(world, plan, both, budget, victims_of(world.parts.settings))
+        for name, eraser in world.parts.baselines.items():
+            try_eraser(world, victim, name, eraser, both)
+        metrics.commit()
+    finally:
+        metrics.close()
+
+
+def equal_budget(world: World) -> Central:
+    """The plan of a centralized victim that sees as many samples as all clients of the run together."""
+    settings, client, attack = world.parts.settings, world.parts.client, world.parts.attack
+    passes = settings.rounds * settings.clients_per_round / settings.clients * getattr(client, "epochs", 1)
+    shared = [field.name for field in dataclasses.fields(Central) if hasattr(client, field.name)]
+    plan = replace(settings.central, **{name: getattr(client, name) for name in shared})
+    held = sum(len(world.shares[c]) for c in world.malicious) / max(sum(map(len, world.shares)), 1)
+    rate = getattr(attack, "poison_rate", plan.poison_rate) if attack is not None else 0.0
+    return replace(plan, epochs=max(1, round(passes)), poison_rate=held * rate)
+
+
+def _asked(world: World) -> Mapping[str, Eraser]:
+    """The erasers of `erasers=[...]`, or the one of `eraser=`."""
+    parts = world.parts
+    if parts.settings.erasers:
+        return parts.erasers
+    return {} if parts.eraser is None else {str(parts.settings.choices["eraser"]): parts.eraser}
+
+
+def _kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """Results of an interrupted attempt, by eraser; events of what was not finished are taken out of the file."""
+    if not (folder / METRICS).exists():
+        return {}
+    events = list(read_metrics(folder))
+    finished = {event["eraser"]: event for event in events if event["event"] == "erase"}
+    kept = [e for e in events if e.get("eraser", e.get("method")) in {*finished, *([VICTIM] if finished else [])}]
+    write_text(folder / METRICS, "".join(json.dumps(event) + "\n" for event in kept))
+    return finished
+
+
+def victims_of(settings: Settings) -> Path:
+    """Where the victims of all runs with the same output folder are kept."""
+    return Path(settings.output) / "victims"
+
+
+class Both:
+    """Logs to the file and to whoever watches."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    def log(self, event: str, **fields: Any) -> None:
+        for tracker in self._trackers:
+            tracker.log(event, **fields)
+
+
+class Quiet(Both):
+    """Says nothing: what it would log is in the file already."""
+
+    def log(self, event: str, **fields: Any) -> None:
+        pass

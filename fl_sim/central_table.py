@@ -1,0 +1,79 @@
+"""The table of centralized baselines, over one seed or several."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_sim.folder import write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("acc", "asr", "ra", "der", "seconds")
+HEADINGS = ("", "ACC", "ASR", "RA", "DER", "seconds")
+
+
+def interval(values: Iterable[float | None]) -> tuple[float, float | None] | None:
+    """The mean and half its 95 % interval (Student's t); None where there is no value, no interval of a single one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if len(known) < 2:
+        return known[0], None
+    from scipy.stats import t as student  # imported late: it takes half a second
+
+    half = float(student.ppf(0.975, len(known) - 1)) * statistics.stdev(known) / len(known) ** 0.5
+    return statistics.mean(known), half
+
+
+def rows(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """By method, the victim first: each column's values over the seeds."""
+    found: dict[str, dict[str, list[float | None]]] = {"victim": {column: [] for column in COLUMNS}}
+    for summary in summaries:
+        for column in COLUMNS:
+            found["victim"][column].append(summary.get(column))
+        for result in summary["erasers"]:
+            row = found.setdefault(result["eraser"], {column: [] for column in COLUMNS})
+            for column in COLUMNS:
+                row[column].append(result[column])
+    return found
+
+
+def cell(column: str, values: Iterable[float | None]) -> str:
+    found = interval(values)
+    if found is None:
+        return "–"
+    digits = 1 if column == "seconds" else 3
+    mean, half = found
+    return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def central_table(summaries: Sequence[dict[str, Any]]) -> Table:
+    """For the terminal."""
+    from rich.table import Table
+
+    table = Table()
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for method, row in rows(summaries).items():
+        table.add_row(method, *(cell(column, row[column]) for column in COLUMNS))
+    return table
+
+
+def write_tables(summaries: Sequence[dict[str, Any]], folder: Path) -> None:
+    """`table.md` and `table.csv`."""
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|---{'|---:' * len(COLUMNS)}|"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seeds", *(f"{column}{part}" for column in COLUMNS for part in ("", "_half_interval"))])
+    for method, row in rows(summaries).items():
+        lines.append(f"| {method} | {' | '.join(cell(column, row[column]) for column in COLUMNS)} |")
+        numbers = [part for column in COLUMNS for part in (interval(row[column]) or (None, None))]
+        writer.writerow([method, len(row["acc"]), *numbers])
+    write_text(folder / "table.md", "\n".join(lines) + "\n")
+    write_text(folder / "table.csv", text.getvalue())

@@ -1,0 +1,190 @@
+"""Centralized baselines: the same victim for all erasers, one result each, and nothing lost by an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from fl_sim import central, execution
+from fl_sim.build import compose_config
+from fl_sim.central import equal_budget, pooled, victim_hash
+from fl_sim.central_table import cell, interval
+from fl_sim.cli import FAILED, OK, main
+from fl_sim.world import World
+
+QUICK = (*tiny.TINY, "central.epochs=2", "central.batch_size=32")
+ERASERS = "erasers=[fine_tune,reinit_head]"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasers of a few steps, whatever their yaml says."""
+    original = compose_config
+
+    def composed(overrides: Any) -> Any:
+        config = original(overrides)
+        for key in ("erasers", "baselines"):
+            for section in config[key].values():
+                section |= {"epochs": 1, "min_steps": 4}
+        return config
+
+    monkeypatch.setattr("fl_sim.build.compose_config", composed)
+
+
+def only(folder: Path) -> Path:
+    [done] = folder.rglob("done")
+    return done.parent
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_central_run_leaves_its_epochs_its_table_and_its_summary(
+    cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two epochs of the victim, then one result for each eraser, all from the same victim."""
+    assert main(["central", *QUICK, ERASERS]) == OK
+    folder = only(cwd / "runs")
+    epochs = [(e["method"], e["epoch"]) for e in tiny.events(folder, "central")]
+    assert epochs[:2] == [("victim", 1), ("victim", 2)]
+    assert {method for method, _ in epochs} == {"victim", "fine_tune", "reinit_head"}
+    erased = tiny.events(folder, "erase")
+    assert [event["eraser"] for event in erased] == ["fine_tune", "reinit_head"]
+    last = tiny.events(folder, "central")[1]
+    assert all((e["acc_before"], e["asr_before"]) == (last["acc"], last["asr"]) for e in erased)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["acc"], summary["asr"]) == (last["acc"], last["asr"])
+    assert [row["eraser"] for row in summary["erasers"]] == ["fine_tune", "reinit_head"]
+    table = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [row["method"] for row in table] == ["victim", "fine_tune", "reinit_head"]
+    assert float(table[1]["acc"]) == erased[0]["acc"]
+    assert "reinit_head" in (folder / "table.md").read_text()
+    assert "reinit_head" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_ten_erasers_share_one_victim(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The victim is found again by another run with another eraser; another poison rate trains another one."""
+    trained: list[World] = []
+    original = central.train_victim
+
+    def counting(world: World, *rest: Any) -> Any:
+        trained.append(world)
+        return original(world, *rest)
+
+    monkeypatch.setattr(central, "train_victim", counting)
+    assert main(["central", *QUICK, "erasers=[fine_tune]"]) == OK
+    assert main(["central", *QUICK, "erasers=[reinit_head]", "rounds=7", "clients=5"]) == OK
+    assert len(trained) == 1
+    first, second = (tiny.numbers(done.parent) for done in sorted((cwd / "runs").rglob("done")))
+    assert first[:2] == second[:2]
+    assert main(["central", *QUICK, ERASERS, "central.poison_rate=0.3"]) == OK
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize("key", ["seed=1", "trigger.size=3", "model.width=5", "central.epochs=3", "data.samples=301"])
+def test_what_decides_a_victim_is_in_its_name(key: str) -> None:
+    """And what does not, the eraser or the number of rounds, is not."""
+    assert victim_hash(tiny.tiny(key)) != victim_hash(tiny.tiny())
+    assert victim_hash(tiny.tiny("eraser=nad", "rounds=9", "name=x")) == victim_hash(tiny.tiny())
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupted_central_run_goes_on(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its second eraser: resumed, it keeps the first result, and ends like one that nobody disturbed."""
+    assert main(["central", *QUICK, ERASERS, "output=whole"]) == OK
+    original = central.try_eraser
+
+    def stopping(world: Any, victim: Any, name: str, *rest: Any) -> Any:
+        if name == "reinit_head":
+            rest[-1].log("central", round=0, method=name, epoch=1, acc=0.0, asr=0.0)
+            raise KeyboardInterrupt
+        return original(world, victim, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(central, "try_eraser", stopping)
+        assert main(["central", *QUICK, ERASERS]) == 130
+    [config] = (cwd / "runs").rglob("config.yaml")
+    assert main(["resume", str(config.parent)]) == OK
+    assert tiny.numbers(config.parent) == tiny.numbers(only(cwd / "whole"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_seeds_are_averaged_and_a_failed_one_is_told(cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two seeds make mean ± interval; a job that can't run makes the status 1."""
+    assert main(["central", "-m", *QUICK, "erasers=[fine_tune]", "seed=0,1", "name=two"]) == OK
+    shown = capsys.readouterr().out
+    assert "2 seeds" in shown
+    assert shown.count("±") >= 4
+    assert main(["central", "-m", *QUICK, "erasers=[fine_tune]", "trigger.size=3,500"]) == FAILED
+    assert "trigger.size=500" in capsys.readouterr().err
+
+
+def test_the_pool_is_all_that_the_clients_hold() -> None:
+    """Every sample of the training set that is not the server's clean set, once."""
+    world = execution.prepare(tiny.tiny("data.clean_fraction=0.1"))
+    assert len(pooled(world)) == 270
+    assert world.clean is not None
+    both = torch.cat([pooled(world).images, world.clean.images]).flatten(1)
+    assert torch.equal(both.double().sum(1).sort().values, world.train.images.flatten(1).double().sum(1).sort().values)
+
+
+def test_the_budget_of_a_baseline_is_that_of_the_federation() -> None:
+    """3 rounds × 4 of 6 clients × 3 epochs are 6 passes over the data; half of the clients poison half of theirs."""
+    plan = equal_budget(execution.prepare(tiny.tiny("client.epochs=3", "client.lr=0.07", "partition=iid")))
+    assert plan.epochs == 6
+    assert plan.lr == 0.07
+    assert plan.poison_rate == pytest.approx(0.25, abs=0.01)
+    assert equal_budget(execution.prepare(tiny.tiny("attack=none"))).poison_rate == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_baselines_run_beside_a_federation_and_survive_its_interruption(cwd: Path, monkeypatch: Any) -> None:
+    """The federation's own numbers are untouched; an interruption inside the baselines repeats only these."""
+    assert main(["run", *tiny.TINY, "output=plain"]) == OK
+    words = ["run", *tiny.TINY, "baselines=[fine_tune,reinit_head]"]
+    assert main([*words, "output=whole"]) == OK
+    whole = only(cwd / "whole")
+    assert tiny.numbers(whole)[:3] == tiny.numbers(only(cwd / "plain"))
+    assert [e["eraser"] for e in tiny.events(whole, "erase")] == ["fine_tune", "reinit_head"]
+    assert [row["eraser"] for row in json.loads((whole / "summary.json").read_text())["baselines"]] == [
+        *("fine_tune", "reinit_head")
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(central, "try_eraser", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert main(words) == 130
+    [config] = (cwd / "runs").rglob("config.yaml")
+    assert main(["resume", str(config.parent)]) == OK
+    assert tiny.numbers(config.parent) == tiny.numbers(whole)
+
+
+def test_intervals_by_hand() -> None:
+    """Of 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.3027: half an interval is 4.3027/√3 = 2.484."""
+    found = interval([1.0, 2.0, 3.0, None])
+    assert found is not None
+    assert found == pytest.approx((2.0, 2.4841), rel=1e-4)
+    assert interval([0.5]) == (0.5, None)
+    assert interval([None]) is None
+    assert cell("acc", [None]) == "–"
+    assert cell("seconds", [1.25]) == "1.2"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("erasers=nad", "erasers"),
+        ("erasers=[nda]", "erasers"),
+        ("baselines=[nad,7]", "baselines"),
+        ("central.epochs=0", "central.epochs"),
+        ("central.poison_rate=2", "central.poison_rate"),
+    ],
+)
+def test_strange_wishes_are_refused(line: str, key: str, cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that names the key, status 2, no folder."""
+    assert main(["central", line]) == 2
+    assert capsys.readouterr().err.startswith(f"fl-sim: {key}")
+    assert not (cwd / "runs").exists()

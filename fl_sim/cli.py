@@ -271,7 +271,9 @@ def _gallery(arguments: list[str]) -> int:
         raise ConfigError(min(flags, default="-o"), "", "the gallery is fl-sim gallery [KEY=VALUE ...] [-o FILE]")
     from fl_sim import build, gallery
 
-    drawn = gallery.draw(build.compose_config(overrides), build.parse(overrides), Path(target))
+    parsed = build.parse(overrides)
+    given = {override.key_or_group for override in parsed}
+    drawn = gallery.draw(build.compose_config(overrides), given, build.search_folders(parsed), Path(target))
     console = _console()
     for each in drawn:
         if each.failure is not None:

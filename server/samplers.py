@@ -52,3 +52,18 @@ class FixedMalicious(Uniform):
         bad = [client for client in order if client in malicious][: self.malicious_per_round]
         good = [client for client in order if client not in malicious][: size - len(bad)]
         return sorted(bad + good)
+
+
+@dataclass(frozen=True)
+class Poisson(Uniform):
+    """Every client takes part independently with probability `clients_per_round` / `clients`.
+
+    Cohorts vary in size, as privacy accounting supposes. An empty one, of probability (1 − p)^clients, is drawn again:
+    the round would change nothing.
+    """
+
+    def cohort(self, clients: int, size: int, malicious: frozenset[int], rng: Generator) -> list[int]:
+        while True:
+            takes_part = torch.rand(clients, generator=rng, dtype=torch.float64) < size / clients
+            if takes_part.any():
+                return takes_part.nonzero().flatten().tolist()

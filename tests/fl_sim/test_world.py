@@ -10,6 +10,7 @@ from toys import small_model, weights_of
 
 from fl_sim.errors import ConfigError
 from fl_sim.models.cnn import Cnn
+from fl_sim.models.wide_resnet import WideResNet
 from fl_sim.world import load_weights, pick_device
 
 
@@ -44,3 +45,44 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
             load_weights(str(tmp_path / name), small_model())
         assert caught.value.key == "init"
         assert "\n" not in str(caught.value)
+
+
+def test_what_differs_is_said_in_plain_words(tmp_path: Path) -> None:
+    """The first tensor that differs, by its name, with both sizes or both counts; never torch's own long text.
+
+    A CNN has 20 tensors: in each of three stages a convolution and batch normalisation's five, and the head's two.
+    """
+    model, states = small_model(), {}
+    states["wider"] = small_model(architecture=Cnn(width=5)).state_dict()
+    states["classes"] = small_model(classes=7).state_dict()
+    states["residual"] = small_model(architecture=WideResNet(10)).state_dict()
+    states["surplus"] = {**model.state_dict(), "body.more": torch.zeros(1)}
+    states["none"] = {}
+    states["checkpoint"] = {"format": 1, "vector": torch.zeros(3), "names": ["a"]}
+    states["whole"] = {"model": model.state_dict(), "epoch": 3}
+    states["nan"] = {name: tensor / 0 for name, tensor in model.state_dict().items()}
+    for name, state in states.items():
+        torch.save(state, tmp_path / name)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled")
+    (tmp_path / "text").write_text("root:x:0:0\n")
+    (tmp_path / "folder").mkdir()
+    expected = {
+        "wider": "the first tensor that differs is body.0.0.weight: 5×1×3×3 there, 4×1×3×3 here",
+        "classes": "the first tensor that differs is body.5.weight: 7×16 there, 4×16 here",
+        "residual": "tensors, this run's model 20; the first that it lacks is body.0.0.weight",
+        "surplus": "it holds 21 tensors, this run's model 20; the first that is unknown here is body.more",
+        "none": "it holds 0 tensors, this run's model 20; the first that it lacks is body.0.0.weight",
+        "checkpoint": "not a saved model but a run's checkpoint; its last model is in model.pt",
+        "whole": "not a saved model: it holds no state_dict(), tensors by their names",
+        "nan": "the saved model holds NaN or infinity",
+        "pickled": "not a saved model: it is damaged, no file of torch.save's, or holds more than tensors",
+        "text": "not a saved model: it is damaged, no file of torch.save's, or holds more than tensors",
+        "folder": "can't be read: Is a directory",
+    }
+    before = weights_of(model)
+    for name, reason in expected.items():
+        with pytest.raises(ConfigError) as caught:
+            load_weights(str(tmp_path / name), model)
+        assert str(caught.value).endswith(reason), name
+        assert "\n" not in str(caught.value)
+    assert torch.equal(weights_of(model), before)

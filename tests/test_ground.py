@@ -1,0 +1,111 @@
+"""The cross of data × model × partition: everything that a run stands on works with everything else.
+
+Data sets that would have to be downloaded are stood in for by random images of their shape, classes and labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from toys import seeded
+
+from fl_sim import build, execution
+from fl_sim.build import choices, compose_config, conf_folder
+from fl_sim.data.dataset import Dataset
+from fl_sim.samples import Samples
+
+NAMES = {group: list(choices(group, [conf_folder()])) for group in ("data", "model", "partition")}
+OFFLINE = ("digits", "synthetic")
+CROSS = list(itertools.product(*NAMES.values()))
+SMALL = {"cnn": ["model.width=4"], "vit_tiny": ["model.depth=3", "model.width=24"]}
+"""Knobs that make a network quick; the others are as they are."""
+
+
+def toy(source: Any) -> Dataset:
+    """Noise in the shape and with the classes of a data set: 40 training and 20 test images, or two and one a class."""
+    facts = source.facts
+
+    def part(each: int) -> Samples:
+        labels = torch.arange(facts.classes).repeat(each)
+        return Samples(
+            torch.randint(0, 256, (len(labels), *facts.shape), generator=seeded(each), dtype=torch.uint8), labels
+        )
+
+    return Dataset(part(max(2, 40 // facts.classes)), part(max(1, 20 // facts.classes)))
+
+
+def compose(data: str, model: str, partition: str, root: Path) -> dict[str, Any]:
+    words = [f"data={data}", f"model={model}", f"partition={partition}", "eraser=none", "attack.boost=1", "rounds=2"]
+    words += ["clients=4", "clients_per_round=2", "client.epochs=1", "threat.fraction=0.25", "client.lr=0.01"]
+    words += ["data.clean_fraction=0", *SMALL.get(model, [])]
+    if partition == "pathological":
+        words.append("partition.classes_per_client=100" if data == "cifar100" else "partition.classes_per_client=10")
+    if data == "digits":
+        words.append("data.subset=0.05")
+    if data == "synthetic":
+        words += ["data.samples=40", "data.test_samples=20"]
+    if data == "image_folder":
+        for split, name in itertools.product(("train", "test"), "ab"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(20):
+                (root / split / name / f"{number}.png").touch()
+        words += [f"data.root={root}", "data.image_size=16"]
+    return compose_config(words)
+
+
+def train(data: str, model: str, partition: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    config = compose(data, model, partition, folder / "pictures")
+    parts = build.build(config)
+    if data not in OFFLINE:
+        patch.setattr(type(parts.data), "load", toy)
+    build.world_of.cache_clear()
+    (folder / "run").mkdir()
+    patch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
+    patch.setattr("fl_sim.execution.draw_partitions", lambda drawn, path: path.touch())
+    execution.start(config, folder / "run", ["fl-sim", "run"])
+    rounds = tiny.events(folder / "run", "round")
+    assert [event["round"] for event in rounds] == [1, 2]
+    for event in rounds:
+        assert math.isfinite(event["train_loss"])
+        assert math.isfinite(event["loss"])
+        assert event["asr"] is not None
+    world = execution.prepare(config)
+    assert sum(len(share) for share in world.shares) == len(world.train)
+    assert rounds[0]["loss"] != rounds[1]["loss"]
+
+
+def quick() -> list[tuple[str, str, str]]:
+    """A quarter of the pairs of a data set and a model, evenly, with the partitions taking turns."""
+    pairs = itertools.product(enumerate(NAMES["data"]), enumerate(NAMES["model"]))
+    chosen = [(data, model) for (d, data), (m, model) in pairs if (d + m) % 4 == 0]
+    return [(*pair, NAMES["partition"][n % len(NAMES["partition"])]) for n, pair in enumerate(chosen)]
+
+
+@pytest.mark.parametrize(("data", "model", "partition"), quick())
+def test_some_of_the_cross_trains(
+    data: str, model: str, partition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds with an attacker: finite losses, a score, every sample with a client, and a model that moves."""
+    train(data, model, partition, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "model", "partition"), [row for row in CROSS if row not in quick()])
+def test_all_of_the_cross_trains(
+    data: str, model: str, partition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for the rest of it."""
+    train(data, model, partition, tmp_path, monkeypatch)
+
+
+def test_the_quick_part_leaves_nothing_out() -> None:
+    """Each name of each group is in it."""
+    for place, names in enumerate(NAMES.values()):
+        assert {row[place] for row in quick()} == set(names)
+    assert len(CROSS) == math.prod(map(len, NAMES.values())) >= 300

@@ -303,11 +303,14 @@ def _check_together(parts: Parts) -> None:
                 raise error.within(group) from error
     allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
     require(pool >= settings.clients, "clients", settings.clients, allowed)
-    erasers = {"the eraser": parts.eraser} | {**parts.erasers, **parts.baselines}
-    if any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers.values()):
+    erasers = [parts.eraser, *parts.erasers.values(), *parts.baselines.values()]
+    for what, needs in (
+        ("the eraser", any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers)),
+        ("the aggregator", getattr(parts.aggregator, "needs_clean", False)),
+    ):
         least = 2 * facts.classes
-        allowed = f"the eraser needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
-        require(held_out >= least, "data.clean_fraction", parts.data.clean_fraction, allowed)
+        allowed = f"{what} needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
+        require(not needs or held_out >= least, "data.clean_fraction", parts.data.clean_fraction, allowed)
 
 
 def to_text(config: Config) -> str:

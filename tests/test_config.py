@@ -144,6 +144,7 @@ REFUSED = [
     ("trigger.size=500", "trigger.size"),
     ("seed=abc", "seed"),
     ("data.subset=0", "data.subset"),
+    ("eraser=none data.clean_fraction=0 aggregator=fltrust", "data.clean_fraction"),
     ("data=emnist data.split=foo", "data.split"),
     # Words that are no overrides
     ("seed", "seed"),

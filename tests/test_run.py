@@ -588,6 +588,13 @@ NEEDS = {
     "wrn_16_1": ("clients_per_round=1", "rounds=1"),
     "adam": ("attack.boost=2",),
     "cnn": ("model.width=4",),
+    "fltrust": ("data.clean_fraction=0.1",),
+    "flare": ("data.clean_fraction=0.1",),
+    "deepsight": ("aggregator.samples=50",),
+    "indicator": ("aggregator.epochs=1",),
+    "pathological": ("clients=6",),
+    **dict.fromkeys(("preact_resnet18", "vgg11_bn", "wrn_40_2"), ("clients_per_round=1", "rounds=1")),
+    "vit_tiny": ("clients_per_round=1", "rounds=1", "model.depth=3", "model.width=24"),
 }
 """What makes a group or a choice quick, or possible at all, in a tiny run."""
 COMPONENTS = [

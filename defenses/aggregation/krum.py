@@ -1,4 +1,7 @@
-"""Krum and multi-Krum (Blanchard et al., NeurIPS 2017)."""
+"""Krum and multi-Krum (Blanchard et al., NeurIPS 2017).
+
+An update's score is Σ ‖Δ_i − Δ_j‖² over its n − f − 2 nearest others; the lowest win. Memory: chunks of columns.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defenses.aggregation.geometry import among_finite, squared_distances
 from defenses.aggregation.mean import weighted_mean
 from fl_sim.errors import require
 from fl_sim.protocols import Aggregate, ServerContext, State
 
 
-def squared_distances(deltas: Tensor) -> Tensor:
-    """Pairwise ‖Δ_i − Δ_j‖² by the differences themselves: the product form loses those of near-equal updates."""
-    return torch.cdist(deltas, deltas, compute_mode="donot_use_mm_for_euclid_dist").square()
+def neighbour_scores(distances: Tensor, attackers: int) -> Tensor:
+    """The sum of each row's n − f − 2 smallest distances to others (at least one, at most all)."""
+    count = len(distances)
+    if count == 1:
+        return distances.new_zeros(1)
+    neighbours = min(max(count - attackers - 2, 1), count - 1)
+    others = distances.clone().fill_diagonal_(float("inf"))
+    return others.sort(1).values[:, :neighbours].sum(1)
 
 
 def krum_scores(deltas: Tensor, attackers: int) -> Tensor:
-    """Each update's summed squared distance to its n − f − 2 nearest others (at least one, at most all)."""
-    count = len(deltas)
-    if count == 1:
-        return deltas.new_zeros(1)
-    neighbours = min(max(count - attackers - 2, 1), count - 1)
-    distances = squared_distances(deltas)
-    distances.fill_diagonal_(float("inf"))
-    return distances.sort(1).values[:, :neighbours].sum(1)
+    """Each update's summed squared distance to its nearest others."""
+    return neighbour_scores(squared_distances(deltas), attackers)
 
 
 def keep_best(scores: Tensor, count: int) -> Tensor:
@@ -51,6 +54,7 @@ class Krum:
     def __post_init__(self) -> None:
         check_attackers(self.attackers)
 
+    @among_finite
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
         attackers = ctx.assumed_attackers if self.attackers is None else self.attackers
         kept = keep_best(krum_scores(deltas, attackers), 1)
@@ -68,6 +72,7 @@ class MultiKrum:
         check_attackers(self.attackers)
         require(self.keep is None or self.keep >= 1, "keep", self.keep, "must be null or 1 or more")
 
+    @among_finite
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
         attackers = ctx.assumed_attackers if self.attackers is None else self.attackers
         keep = max(len(deltas) - attackers, 1) if self.keep is None else self.keep

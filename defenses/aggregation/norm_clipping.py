@@ -1,4 +1,4 @@
-"""Norm clipping (Sun et al. 2019): Σ_k w_k Δ_k · min(1, M/‖Δ_k‖₂)."""
+"""Norm clipping (Sun et al. 2019): Σ_k w_k Δ_k · min(1, M/‖Δ_k‖₂). Memory: no copy."""
 
 from __future__ import annotations
 

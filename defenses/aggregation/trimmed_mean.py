@@ -1,4 +1,4 @@
-"""Coordinate-wise trimmed mean (Yin et al., ICML 2018)."""
+"""Coordinate-wise trimmed mean (Yin et al., ICML 2018). Memory: chunks of columns, sorted."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defenses.aggregation.geometry import among_finite, column_parts
 from fl_sim.errors import require
 from fl_sim.protocols import Aggregate, ServerContext, State
-
-CHUNK = 1 << 20
 
 
 def middle_mean(deltas: Tensor, trim: int) -> Tensor:
     """The mean of each column without its `trim` smallest and largest entries; column chunks bound the memory."""
     rows = len(deltas)
-    return torch.cat([part.sort(0).values[trim : rows - trim].mean(0) for part in deltas.split(CHUNK, dim=1)])
+    return torch.cat([part.sort(0).values[trim : rows - trim].mean(0) for part in column_parts(deltas)])
 
 
 @dataclass(frozen=True)
@@ -28,5 +27,6 @@ class TrimmedMean:
     def __post_init__(self) -> None:
         require(0 <= self.trim < 0.5, "trim", self.trim, "must be a fraction from 0 to below 0.5")
 
+    @among_finite
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
         return Aggregate(middle_mean(deltas, int(self.trim * len(deltas))))

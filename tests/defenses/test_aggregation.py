@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from toys import seeded, server_context, small_model
 
-from defenses.aggregation.krum import Krum, MultiKrum, keep_best, krum_scores, squared_distances
+from defenses.aggregation.geometry import squared_distances
+from defenses.aggregation.krum import Krum, MultiKrum, keep_best, krum_scores
 from defenses.aggregation.mean import Mean
 from defenses.aggregation.median import Median
 from defenses.aggregation.norm_clipping import NormClipping, clipping_factors
@@ -144,7 +145,7 @@ def test_median_is_the_naive_one(rows: int) -> None:
 
 def test_chunks_of_columns_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = middle_mean(draws(), 1)
-    monkeypatch.setattr("defenses.aggregation.trimmed_mean.CHUNK", 7)
+    monkeypatch.setattr("defenses.aggregation.geometry.ENTRIES", 49)
     torch.testing.assert_close(middle_mean(draws(), 1), whole)
 
 

@@ -34,6 +34,7 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
     """Check everything and load the data, before a run folder exists."""
     try:
         world = world_of(to_text(config))
+        _check_erasers(world)
         if fresh:
             world.initial_model()  # finds a bad `init` now; a checkpoint holds all that it gave
     except (MemoryError, RuntimeError) as error:
@@ -41,6 +42,19 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
             raise
         raise RunError(f"not enough memory for the data and the model ({str(error).splitlines()[0]})") from error
     return world
+
+
+def _check_erasers(world: World) -> None:
+    """Whether each eraser can work on the run's model: some need layers that not every network has."""
+    parts = world.parts
+    erasers = {"eraser": parts.eraser}
+    erasers |= {f"{key}.{name}": e for key in ("erasers", "baselines") for name, e in getattr(parts, key).items()}
+    for key, eraser in erasers.items():
+        if hasattr(eraser, "check_model"):
+            try:
+                eraser.check_model(world.worker_model())
+            except ConfigError as error:
+                raise error.within(key) from error
 
 
 def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,6 +84,6 @@ def test_the_rate_falls_along_half_a_cosine() -> None:
     tuned = Annealed(epochs=2, min_steps=0, batch_size=16, lr=1.0, momentum=0.0, weight_decay=0.0)
     assert (tuned.steps(clean), Annealed(epochs=1, min_steps=7).steps(clean)) == (4, 7)
     tuned.annealed(model, clean, ctx, objective)
-    moves = [a - b for a, b in zip(rates, rates[1:], strict=False)]
+    moves = [a - b for a, b in pairwise(rates)]
     assert moves == pytest.approx([cosine(0.0), cosine(0.25), cosine(0.5)], rel=1e-4)
     assert ctx.fit is fit

@@ -142,9 +142,25 @@ def compose_config(overrides: Sequence[str]) -> Config:
         raise _explained(error, parsed) from error
     require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
     config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
+    _drop_stale(config, parsed, folders)
     for key in ("erasers", "baselines"):
         config[key] = _sections("eraser", key, config[key], parsed)
     return dict(config)
+
+
+def _drop_stale(config: Config, overrides: Sequence[Override], folders: Sequence[Path]) -> None:
+    """Take out what a preset says of a choice that the overrides have replaced, where the new choice has no such key.
+
+    `experiment=... attack=none` is the preset's control: what it says of its attack must not stand in the way.
+    """
+    said = {override.key_or_group for override in overrides}
+    preset = choices("experiment", folders).get(str(config[CHOICES]["experiment"]))
+    own: Any = OmegaConf.to_container(OmegaConf.load(preset)) if preset is not None else None
+    for group in said & set(GROUPS) & set(own or {}):
+        known = OmegaConf.load(choices(group, folders)[str(config[CHOICES][group])])
+        for key in own[group]:
+            if key not in known and f"{group}.{key}" not in said:
+                del config[group][key]
 
 
 def _sections(group: str, key: str, names: Any, overrides: Sequence[Override]) -> Config:

@@ -47,7 +47,7 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
 def _check_erasers(world: World) -> None:
     """Whether each eraser can work on the run's model: some need layers that not every network has."""
     parts = world.parts
-    erasers = {"eraser": parts.eraser}
+    erasers: dict[str, Any] = {"eraser": parts.eraser}
     erasers |= {f"{key}.{name}": e for key in ("erasers", "baselines") for name, e in getattr(parts, key).items()}
     for key, eraser in erasers.items():
         if hasattr(eraser, "check_model"):

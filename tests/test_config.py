@@ -503,3 +503,16 @@ def test_a_choice_that_cannot_be_imported_does_not_hide_the_others(tmp_path: Pat
     rows = {name: sentence for name, sentence, _, _ in describe("eraser", [conf_folder(), tmp_path])}
     assert "nowhere.Lost" in rows["lost"]
     assert rows["nad"].startswith("Fine-tunes a teacher")
+
+
+def test_a_presets_control_needs_no_more_than_its_name() -> None:
+    """`attack=none` beside a preset that sets keys of its attack: they go with it; what the new choice knows stays."""
+    none = compose_config(["experiment=cifar10_small", "attack=none"])
+    assert none["attack"] == {}
+    other = compose_config(["experiment=cifar10_small", "attack=data_poisoning"])
+    assert "boost" not in other["attack"]
+    assert (other["attack"]["mode"], other["attack"]["poison_rate"]) == ("per_batch", 0.3)
+    for config in (none, other):
+        build(config)
+    with pytest.raises(ConfigError, match=r"attack\.boost"):
+        build(compose_config(["experiment=cifar10_small", "attack=data_poisoning", "+attack.boost=2"]))

@@ -3,7 +3,8 @@
     python docs/results/attacks.py run  [--jobs N] [--seeds 0,1,2] [OVERRIDE ...]   # makes runs/sweeps/attacks/*
     python docs/results/attacks.py table runs/sweeps/attacks                        # prints the table of attacks.md
 
-`run` can be stopped and started again: finished runs are found. OVERRIDES are added to every run.
+`run` can be stopped and started again: finished runs are found. OVERRIDES are added to every run; `--rows
+trigger/sig,attack/a3fl` and `--columns "no defense,nad"` make a part of the table, `--name` another folder.
 """
 
 from __future__ import annotations
@@ -45,21 +46,22 @@ def rows() -> dict[Row, list[str]]:
     return found
 
 
-def jobs(seeds: Sequence[int], extra: Sequence[str]) -> dict[tuple[str, ...], None]:
+def jobs(only: Sequence[str], columns: Sequence[str], seeds: Sequence[int], extra: Sequence[str]) -> list[list[str]]:
     """All runs, each once; the clean federation of an attack is that of its trigger."""
     wanted: dict[tuple[str, ...], None] = {}
-    for (group, _), words in rows().items():
-        for defense, more in DEFENSES.items():
+    for (group, name), words in rows().items():
+        if only and f"{group}/{name}" not in only:
+            continue
+        for column in columns:
             attack = words
-            if defense == "attack=none":
+            if column == "attack=none":
                 attack = [*(words if group == "trigger" else []), "attack=none"]
             for seed in seeds:
-                wanted[("name=attacks", *attack, *more, f"seed={seed}", *extra)] = None
-    return wanted
+                wanted[*extra, *attack, *DEFENSES[column], f"seed={seed}"] = None
+    return [list(job) for job in wanted]
 
 
-def run(processes: int, seeds: Sequence[int], extra: Sequence[str]) -> None:
-    wanted = [list(job) for job in jobs(seeds, extra)]
+def run(processes: int, wanted: list[list[str]]) -> None:
     print(f"{len(wanted)} runs, {processes} at a time", flush=True)
     outcome: Outcome
     for number, outcome in enumerate(side_by_side(wanted, processes), start=1):
@@ -123,9 +125,7 @@ def table(folder: Path) -> None:
                 for key in ("asr", "acc"):
                     values = [event[key] for event in last if event[key] is not None]
                     cell[key].append(statistics.mean(values) if values else None)
-    print(
-        "| | attack=none: ACC, ASR | no defense: ACC, ASR | multi_krum: ACC, ASR | fine_tune: ACC, ASR | nad: ACC, ASR |"
-    )
+    print("| | " + " | ".join(f"{column}: ACC, ASR" for column in DEFENSES) + " |")
     print("|---|---|---|---|---|---|")
     for row in [row for row in rows() if row in cells]:
         texts = []
@@ -144,8 +144,14 @@ if __name__ == "__main__":
     parser.add_argument("words", nargs="*")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", default="", help="such as trigger/sig,attack/a3fl; all by default")
+    parser.add_argument("--columns", default=",".join(DEFENSES))
+    parser.add_argument("--name", default="attacks")
     given = parser.parse_intermixed_args()
     if given.command == "run":
-        run(given.jobs, [int(seed) for seed in given.seeds.split(",")], given.words)
+        only = [name for name in given.rows.split(",") if name]
+        seeds = [int(seed) for seed in given.seeds.split(",")]
+        # A preset's name would win over one that stands before it.
+        run(given.jobs, jobs(only, given.columns.split(","), seeds, [*given.words, f"name={given.name}"]))
     else:
         table(Path(given.words[0]))

@@ -89,7 +89,7 @@ def _run(arguments: list[str]) -> int:
     if "-m" in flags:
         if "--cfg" in flags:
             raise ConfigError("--cfg", "", "prints one run's configuration; leave out -m")
-        return _sweep(overrides, _processes(flags))
+        return _sweep(overrides, flags)
     if "--jobs" in flags:
         raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
     config = build.compose_config(overrides)
@@ -117,7 +117,7 @@ def _central(arguments: list[str]) -> int:
     overrides, flags = _split(arguments)
     if "--cfg" in flags:
         return _run([*overrides, "--cfg"])
-    from fl_sim import build, execution, sweep
+    from fl_sim import build, execution
     from fl_sim.central_table import central_table, write_tables
     from fl_sim.folder import new_run_folder
 
@@ -132,13 +132,7 @@ def _central(arguments: list[str]) -> int:
         write_tables([summary], folder)
         console.print(central_table([summary]))
         return OK
-    jobs = [tuple(job) for job in build.jobs(overrides)]
-    outcomes = []
-    for number, job in enumerate(jobs, start=1):
-        console.print(f"[{number}/{len(jobs)}] {' '.join(job)}", soft_wrap=True)
-        outcomes.append(sweep.execute(list(job), _resumable, command="central"))
-        if outcomes[-1].complaint:
-            print(outcomes[-1].complaint, file=sys.stderr)
+    outcomes = _outcomes(overrides, flags, "central", console)
     groups: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:
         label = " ".join(word for word in outcome.job if not word.startswith(("seed=", "seeds.")))
@@ -172,28 +166,35 @@ def _resume(arguments: list[str]) -> int:
     return OK
 
 
-def _sweep(overrides: list[str], processes: int) -> int:
+def _sweep(overrides: list[str], flags: Mapping[str, str]) -> int:
     """Check every job, run the good ones, and say at the end what became of each."""
+    console = _console()
+    outcomes = _outcomes(overrides, flags, "run", console)
+    _show_sweep(outcomes, console)
+    return FAILED if any(outcome.summary is None for outcome in outcomes) else OK
+
+
+def _outcomes(overrides: list[str], flags: Mapping[str, str], command: str, console: Console) -> list[Outcome]:
+    """What becomes of each job of a sweep, told as it comes."""
     from fl_sim import build, sweep
 
-    console = _console()
+    processes = _processes(flags)
     jobs = list(dict.fromkeys(tuple(job) for job in build.jobs(overrides)))
     outcomes: dict[tuple[str, ...], sweep.Outcome] = {}
     if processes == 1:
         for number, job in enumerate(jobs, start=1):
             console.print(f"[{number}/{len(jobs)}] {' '.join(job)}", soft_wrap=True)
-            outcomes[job] = sweep.execute(list(job), _resumable)
+            outcomes[job] = sweep.execute(list(job), _resumable, command=command)
             if outcomes[job].complaint:
                 print(outcomes[job].complaint, file=sys.stderr)
     else:
         console.print(f"{len(jobs)} runs, {processes} at a time", soft_wrap=True)
-        for outcome in sweep.side_by_side([list(job) for job in jobs], processes):
+        for outcome in sweep.side_by_side([list(job) for job in jobs], processes, command=command):
             outcomes[outcome.job] = outcome
             console.print(f"[{len(outcomes)}/{len(jobs)}] {' '.join(outcome.job)}: {outcome.state}", soft_wrap=True)
             if outcome.complaint:
                 print(outcome.complaint, file=sys.stderr)
-    _show_sweep([outcomes[job] for job in jobs], console)
-    return FAILED if any(outcome.summary is None for outcome in outcomes.values()) else OK
+    return [outcomes[job] for job in jobs]
 
 
 def _list(arguments: list[str]) -> int:

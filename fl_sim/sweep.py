@@ -53,14 +53,14 @@ def execute(job: Job, guard: Guard = lambda folder: nullcontext(), *, command: s
         )
 
 
-def side_by_side(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
+def side_by_side(jobs: Sequence[Job], processes: int, *, command: str = "run") -> Iterator[Outcome]:
     """The outcomes as they come, of runs in `processes` processes with an equal share of the cores each."""
     from fl_sim.engines.inprocess import available_cores
 
     share = max(1, available_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_settle, initargs=(share,)) as pool:
-        futures = [pool.submit(_quietly, job) for job in jobs]
+        futures = [pool.submit(_quietly, job, command) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -89,6 +89,6 @@ def _pin(cores: int) -> None:
     os.sched_setaffinity(0, {mine[(first + offset) % len(mine)] for offset in range(cores)})
 
 
-def _quietly(job: Job) -> Outcome:
+def _quietly(job: Job, command: str) -> Outcome:
     with contextlib.redirect_stdout(io.StringIO()):
-        return execute(job)
+        return execute(job, command=command)

@@ -10,7 +10,7 @@ from fl_sim.build import world_of
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
 from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
 from fl_sim.randomness import generator
-from fl_sim.rounds import PREVIOUS
+from fl_sim.rounds import ERASED, PREVIOUS
 from fl_sim.training import fit
 from fl_sim.world import World
 
@@ -47,10 +47,13 @@ def train(message: Message, context: Context) -> Message:
     update = actor.update(model, samples, ctx) if len(samples) else Update(torch.zeros_like(received), 0, 0.0)
     if update.private is not None:
         context.state = pack(update.private)
+    metrics: dict[str, int | float | list[int] | list[float]] = {"num-examples": update.samples, "loss": update.loss}
+    if update.accuracy is not None:
+        metrics["accuracy"] = update.accuracy
     reply = RecordDict(
         {
             "update": by_reference({"delta": TensorArray(update.delta)}),
-            "metrics": MetricRecord({"num-examples": update.samples, "loss": update.loss}),
+            "metrics": MetricRecord(metrics),
             "client": ConfigRecord({"id": client}),
         }
     )
@@ -63,6 +66,7 @@ def _threatening(world: World, order: ConfigRecord, content: RecordDict) -> Thre
     """An attacker's knowledge, the briefing that came with its order included."""
     briefing = dict(unpack(content, world.device))
     previous = briefing.pop(PREVIOUS, None)
+    noticed = {int(order["round"]): bool(briefing.pop(ERASED, False))}  # type: ignore[arg-type]
     parts = world.parts
     return Threatening(
         backdoor=world.backdoor.recalling(briefing),
@@ -72,5 +76,5 @@ def _threatening(world: World, order: ConfigRecord, content: RecordDict) -> Thre
         server_rate=parts.server_optimizer.rate,
         previous=previous if isinstance(previous, torch.Tensor) else None,
         record=briefing,
-        plan=ServerPlan(parts.eraser, parts.erasing, parts.settings.rounds),
+        plan=ServerPlan(parts.eraser, parts.erasing, parts.settings.rounds, noticed),
     )

@@ -129,10 +129,19 @@ class ServerPlan:
     eraser: Eraser | None
     erasing: ErasingPolicy
     rounds: int
+    noticed: Mapping[int, bool] = field(default_factory=dict)
+    """Rounds of which the attackers have seen whether an erasing came before."""
 
     def erased_before(self, round_: int) -> bool:
-        """Whether the model received in this round comes straight from an erasing."""
-        return self.eraser is not None and round_ > 1 and self.erasing.due(round_ - 1, self.rounds)
+        """Whether the model received in this round comes straight from an erasing.
+
+        Where the policy can't be foretold: what was noticed, and in any other round it may.
+        """
+        if self.eraser is None or round_ <= 1:
+            return False
+        if isinstance(self.erasing, Watching):
+            return self.noticed.get(round_, True)
+        return self.erasing.due(round_ - 1, self.rounds)
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,8 @@ class Update:
     """What to remember instead; None keeps what was remembered."""
     record: State | None = None
     """What this attacker's trigger has learned: for the other attackers and the scorer only."""
+    accuracy: float | None = None
+    """The trained model's on samples of this client that it never trains on, if it holds any out."""
 
 
 class Client(Protocol):
@@ -278,7 +289,7 @@ class Eraser(Protocol):
 
 
 class ErasingPolicy(Protocol):
-    """When the server erases, and when it refuses the result.
+    """When the server erases, and when it refuses the result; may be `Watching`, too.
 
     An erased model is refused if its accuracy on the clean set is below `floor` times what it was.
     """
@@ -286,7 +297,48 @@ class ErasingPolicy(Protocol):
     @property
     def floor(self) -> float: ...
 
-    def due(self, round_: int, rounds: int) -> bool: ...
+    def due(self, round_: int, rounds: int) -> bool:
+        """Whether the calendar says so."""
+        ...
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a server has seen of its own run; one entry for each round, the newest last."""
+
+    rejected: tuple[float, ...] = ()
+    """The share of the updates that the aggregation rule rejected."""
+    steps: tuple[float, ...] = ()
+    """The length of the global parameters' step."""
+    accuracies: tuple[float, ...] = ()
+    """On the clean set, after the step; empty without a clean set."""
+    losses: tuple[float, ...] = ()
+    rounds_since_erasing: int = 0
+    """This round included; since the first round if there was no erasing yet."""
+    elapsed_seconds: float = 0.0
+    """Since the run's first round, what was done before an interruption included."""
+    erasing_seconds: tuple[float, ...] = ()
+    """Of each erasing so far, refused ones too."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to erase now, and why: the record's words."""
+
+    erase: bool
+    reason: str
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A policy that can't be foretold, because it decides by what the server sees; its calendar may be empty."""
+
+    @property
+    def watches_clean_set(self) -> bool:
+        """Whether it needs accuracies and losses on the clean set, whose measuring costs something in each round."""
+        ...
+
+    def decide(self, signals: Signals) -> Decision: ...
 
 
 class Sampler(Protocol):

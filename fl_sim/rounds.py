@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +15,17 @@ from fl_sim.checkpoint import Checkpoints, save_tensors
 from fl_sim.errors import RunError
 from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_finite
 from fl_sim.models.classifier import Classifier
-from fl_sim.protocols import ServerContext, State, Tracker, Update
+from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator
+from fl_sim.signals import clean_score, noted, noted_erasing
 from fl_sim.tracking import METRICS, JsonLines
 from fl_sim.training import fit
 from fl_sim.world import World
 
 PREVIOUS = "previous global vector"
-"""The entry of the attackers' briefing beside what their trigger has learned."""
+"""An entry of the attackers' briefing beside what their trigger has learned."""
+ERASED = "received model was erased"
+"""Another: what attackers notice of a server whose erasing they can't foretell."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Federation:
         self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}, "trigger": {}}
         self._backdoor = world.backdoor
         self._previous: Tensor | None = None
+        erasing = world.parts.erasing
+        self._watching = erasing if isinstance(erasing, Watching) and world.parts.eraser is not None else None
+        self._signals = Signals()
+        self._erased_after = 0
+        """The last round after which an erased model became the global one."""
         threatened = self._parts.attack is not None or self._parts.collusion is not None
         self._attackers = world.malicious if threatened else frozenset[int]()
         self._ranks = {client: rank for rank, client in enumerate(sorted(self._attackers))}
@@ -94,11 +102,14 @@ class Federation:
         cohort = self._cohort(t)
         updates = self._collect(t, cohort)
         record = self._aggregate(t, updates)
-        if self._parts.eraser is not None and self._parts.erasing.due(t, self._settings.rounds):
-            self._erase(t)
+        cause = self._cause_to_erase(t, started, record)
+        if cause is not None:
+            self._erase(t, cause)
         if self._settings.eval.due(t, self._settings.rounds):
             record |= self._score(self._vector).fields()
-        self._log("round", round=t, **record, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._signals = replace(self._signals, elapsed_seconds=self._signals.elapsed_seconds + seconds)
+        self._log("round", round=t, **record, seconds=seconds)
         if self._settings.checkpoint.due(t, self._settings.rounds):
             self._save(t)
 
@@ -121,6 +132,8 @@ class Federation:
         briefing = dict(self._states["trigger"])
         if self._previous is not None:
             briefing[PREVIOUS] = self._previous
+        if self._watching is not None:
+            briefing[ERASED] = self._erased_after == t - 1 > 0
         replies = self._exchange.train(t, self._vector, orders, briefing)
         if attacking:
             self._previous = self._vector
@@ -168,11 +181,39 @@ class Federation:
         buffers = (shares / shares.sum()) @ deltas[kept, split:]  # what was not kept may hold NaN
         self._vector = self._vector + torch.cat([step, buffers])
         self._layout.clamp_variances(self._vector)
+        if self._watching is not None:
+            self._signals = noted(self._signals, step, result.kept, self._clean_score())
         record: dict[str, Any] = {"clients": len(clients), "malicious": sum(attacking)}
         record["train_loss"] = sum(update.loss for update in updates.values()) / len(updates)
+        known = [update.accuracy for update in updates.values() if update.accuracy is not None]
+        if known:
+            record |= {"client_acc": sum(known) / len(known), "client_acc_min": min(known)}
         if result.kept is not None:
             record |= detection_rates(attacking, [not keep for keep in result.kept.tolist()])
         return record
+
+    def _clean_score(self) -> tuple[float, float] | None:
+        """The global model's accuracy and loss on the clean set, where the policy watches them."""
+        if self._watching is None or not self._watching.watches_clean_set or self._world.clean is None:
+            return None
+        self._layout.load(self._model, self._vector)
+        return clean_score(self._model, self._world.clean)
+
+    def _cause_to_erase(self, t: int, started: float, record: dict[str, Any]) -> str | None:
+        """Why to erase after this round, None if there is no cause; what a watching policy saw goes into the record."""
+        if self._parts.eraser is None:
+            return None
+        if self._watching is not None:
+            seen = self._signals
+            record |= {"rejected": seen.rejected[-1], "step": seen.steps[-1]}
+            if seen.accuracies:
+                record |= {"clean_acc": seen.accuracies[-1], "clean_loss": seen.losses[-1]}
+            now = seen.elapsed_seconds + time.perf_counter() - started
+            decision = self._watching.decide(replace(seen, elapsed_seconds=now))
+            record["erasing_decision"] = decision.reason
+            if decision.erase:
+                return decision.reason
+        return "due" if self._parts.erasing.due(t, self._settings.rounds) else None
 
     def _context(self, t: int, clients: tuple[int, ...], purpose: str = "aggregate") -> ServerContext:
         return ServerContext(
@@ -190,7 +231,7 @@ class Federation:
             fit=fit,
         )
 
-    def _erase(self, t: int) -> None:
+    def _erase(self, t: int, cause: str) -> None:
         """Run the eraser and take its model, unless it has diverged on the clean set."""
         assert self._parts.eraser is not None
         before = self._score(self._vector)
@@ -199,17 +240,20 @@ class Federation:
         started = time.perf_counter()
         erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
         seconds = time.perf_counter() - started
+        self._signals = noted_erasing(self._signals, seconds)
         vector = self._layout.read(erased)
         refusal = self._refusal(erased, vector)
         if refusal is None:
             self._vector = vector
             self._states["eraser"] = memory
+            self._erased_after = t
         after = self._score(vector) if is_finite(vector) else None
         record: dict[str, Any] = {"acc_before": before.acc, "asr_before": before.asr}
         record |= {"acc": after.acc if after else None, "asr": after.asr if after else None, "der": None}
         if after and before.asr is not None and after.asr is not None:
             record["der"] = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
         record |= {"ra_before": before.ra, "ra": after.ra if after else None}
+        record["cause"] = cause
         if refusal is not None:
             record["reason"] = refusal
         self._log(
@@ -261,6 +305,8 @@ class Federation:
         }
         if self._previous is not None:
             content["previous"] = self._previous.cpu()
+        if self._watching is not None:
+            content |= {"signals": asdict(self._signals), "erased_after": self._erased_after}
         self._checkpoints.save(t, content, self._exchange.private_states())
 
     def _resume(self) -> int:
@@ -278,6 +324,8 @@ class Federation:
         self._adopt(self._states["trigger"])
         if "previous" in content:
             self._previous = content["previous"].to(self._world.device)
+        if "signals" in content:
+            self._signals, self._erased_after = Signals(**content["signals"]), content["erased_after"]
         self._exchange.restore(clients)
         self._metrics.rewind(content["metrics_length"])
         finished: int = content["round"]

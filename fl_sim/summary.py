@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +61,36 @@ def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
             [*attacked, *(e["asr_before"] for e in curves.erasings if e["asr_before"] is not None)], default=None
         ),
         "acc_max": max(curves.acc),
-        "erasings": [{key: value for key, value in event.items() if key != "event"} for event in curves.erasings],
+        "erasings": [
+            {key: value for key, value in event.items() if key != "event"}
+            | {"rounds_until_back": rounds_until_back(event, curves)}
+            for event in curves.erasings
+        ],
         "seconds": sum(event["seconds"] for event in rounds),
+        "erasing_seconds": sum(event["seconds"] for event in curves.erasings),
     }
     if curves.baselines:
         summary["baselines"] = [{key: value for key, value in e.items() if key != "event"} for e in curves.baselines]
     draw(curves, folder / CURVES, identity)
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def rounds_until_back(erasing: dict[str, Any], curves: Curves) -> int | None:
+    """How long an erasing lasted: rounds until ASR was measured above half of what it was before.
+
+    What the next erasing found still counts. 0 if it never fell below that; None if it did not come back, or if nothing
+    was erased: no ASR, or a refused model.
+    """
+    before, start = erasing["asr_before"], erasing["round"]
+    if not before or not erasing["accepted"]:
+        return None
+    later = [event for event in curves.erasings if event["accepted"] and event["round"] > start]
+    end = min((event["round"] for event in later), default=math.inf)
+    points = [(start, erasing["asr"])]
+    points += [(t, asr) for t, asr in zip(curves.rounds, curves.asr, strict=True) if start < t < end]
+    points += [(end, event["asr_before"]) for event in later if event["round"] == end]
+    return next((t - start for t, asr in points if asr is not None and asr > before / 2), None)
 
 
 def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:

@@ -86,4 +86,5 @@ class GridExchange:
             samples=int(metrics["num-examples"]),  # type: ignore[arg-type]
             loss=float(metrics["loss"]),  # type: ignore[arg-type]
             record=unpack(reply.content, vector.device) or None,
+            accuracy=float(metrics["accuracy"]) if "accuracy" in metrics else None,  # type: ignore[arg-type]
         )

@@ -104,7 +104,10 @@ def test_the_summary_repeats_the_metrics(finished: Path) -> None:
     assert (summary["acc"], summary["asr"]) == (rounds[-1]["acc"], rounds[-1]["asr"])
     assert summary["acc_max"] == max(event["acc"] for event in rounds)
     assert summary["asr_max"] == max([e["asr"] for e in rounds] + [e["asr_before"] for e in erasings])
+    durable = [event.pop("rounds_until_back") for event in summary["erasings"]]
+    assert all(rounds is None or 0 <= rounds <= 2 for rounds in durable)
     assert [event | {"event": "erase"} for event in summary["erasings"]] == erasings
+    assert summary["erasing_seconds"] == pytest.approx(sum(event["seconds"] for event in erasings))
     assert (summary["rounds"], summary["seed"], summary["name"]) == (4, 0, "run")
     assert summary["malicious_clients"] == 3  # half of six
     assert summary["choices"]["eraser"] == "fine_tune"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,6 +74,27 @@ def test_updates_are_fresh_vectors() -> None:
     assert not torch.equal(second.delta, kept)
     layout.load(model, ctx.received)
     assert torch.equal(Sgd(**RECIPE).update(model, samples, client_context(model, 0)).delta, kept)
+
+
+def test_a_cosine_falls_within_each_update_and_constant_is_the_default() -> None:
+    """One batch an epoch, four epochs: step k has the rate 0.1 · (1 + cos(π·k/4))/2, written out as a loop."""
+    rates = [0.1, 0.1 * (2 + math.sqrt(2)) / 4, 0.05, 0.1 * (2 - math.sqrt(2)) / 4]
+    model, samples = small_model(), spotted(8)
+    before = weights_of(model)
+    model.train()
+    for rate in rates:
+        model.zero_grad()
+        F.cross_entropy(model(samples.images), samples.labels).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= rate * p.grad
+    expected = weights_of(model) - before
+    for client in (Sgd(epochs=4, schedule="cosine"), FedProx(epochs=4, schedule="cosine", mu=0.0)):
+        model = small_model()
+        delta = client.update(model, samples, client_context(model)).delta
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-5)
+    assert Sgd().schedule == "constant"
+    assert not torch.allclose(update_of(Sgd(schedule="cosine")).delta, update_of(Sgd()).delta)
 
 
 def test_fedprox_without_mu_is_sgd_to_the_bit() -> None:

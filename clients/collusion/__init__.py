@@ -1,0 +1,1 @@
+"""What attackers do who see all updates of a round before the server does."""

@@ -1,0 +1,57 @@
+"""Presets: the small variant of each keeps what its source is about, and each has its control."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fl_sim.build import build, compose_config
+
+PRESETS = ("fed_nad", "pbe_plan", "backfed_default", "flpoison_default", "dba")
+
+
+def overridden(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_small_preset_keeps_what_its_source_is_about(name: str) -> None:
+    """The same data, clients, attack, trigger, target and eraser; fewer rounds and clients, and a smaller model."""
+    full, small = compose_config([f"experiment={name}"]), compose_config([f"experiment={name}_small"])
+    assert [config["name"] for config in (full, small)] == [name, f"{name}_small"]
+    for group in ("data", "partition", "client", "attack", "trigger", "aggregator", "eraser", "erasing"):
+        assert full["choices"][group] == small["choices"][group], group
+    for key in ("backdoor.target", "attack.poison_rate", "attack.mode", "client.epochs", "partition", "trigger"):
+        assert overridden(full, key) == overridden(small, key), key
+    assert small["choices"]["model"] == "cnn" != full["choices"]["model"]
+    assert small["rounds"] < full["rounds"]
+    assert small["clients"] <= full["clients"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_its_control(name: str) -> None:
+    """`attack=none` is all that it takes."""
+    parts = build(compose_config([f"experiment={name}_small", "attack=none"]))
+    assert parts.attack is None
+
+
+def test_dba_fires_four_shots_each_as_strong_as_the_model() -> None:
+    """Rounds 203, 205, 207, 209 of 210; weight 1/10, server rate 0.1, boost 100: 100 · 0.1 / 10 = 1. Small: 5 / 5."""
+    for name, rounds in (("dba", [203, 205, 207, 209]), ("dba_small", [13, 15, 17, 19])):
+        config = compose_config([f"experiment={name}"])
+        parts = build(config)
+        assert [t for t in range(1, config["rounds"] + 1) if parts.threat.active(t)] == rounds
+        assert parts.server_optimizer.rate is not None
+        assert config["attack"]["boost"] * parts.server_optimizer.rate / config["clients_per_round"] == pytest.approx(1)
+        assert len(parts.threat.malicious(config["clients"], torch.Generator())) == 4
+
+
+def test_shares_of_a_batch_are_the_sources_counts() -> None:
+    """20 and 5 of 64 images."""
+    for name, count in (("backfed_default", 20), ("dba", 5)):
+        config = compose_config([f"experiment={name}"])
+        assert round(config["attack"]["poison_rate"] * config["client"]["batch_size"], 9) == count

@@ -11,10 +11,11 @@ teacher comes from a model that may hold the backdoor: on a stamped image it may
 that hides nothing. On the clean image no trace of it is left; what then decides lies in the mix of channels, which the
 map's sum over channels can't see. `view: stamped` takes the teacher's map of the same stamped image.
 
-`strike` attacks, boosted, in rounds right after an erasing, so that the backdoor has the longest time to live, and is
-honest in all others. `both` strikes with alignment, and between erasings poisons with alignment but without boost.
+`align` boosts its update in every round, as model replacement does. `strike` attacks, boosted, only in rounds right
+after an erasing, so that the backdoor has the longest time to live, and is honest in all others. `both` strikes with
+alignment, and between erasings poisons with alignment but without boost.
 
-Without an eraser, or if no round follows an erasing, there is nothing to adapt to: plain data poisoning, not boosted.
+Without an eraser, or if no round follows an erasing, there is nothing to adapt to: plain model replacement.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Adaptive(ModelReplacement):
     """
 
     boost: float | Literal["auto"] = 5.0
-    adapt: Literal["align", "strike", "both"] = "both"
+    adapt: Literal["align", "strike", "both"] = "align"
     view: View = "clean"
     strength: float = 1.0
     teacher_epochs: int = 2
@@ -109,7 +110,7 @@ class Adaptive(ModelReplacement):
             clean = endless(Samples(samples.images, samples.labels), size, ctx)
             ctx = hooked(ctx, around=aligned(teacher, backdoor, clean, self.view, self.strength, how))
         update = replace(self.trainer.update(model, poisoned, ctx), record=record)
-        if self.adapt == "align" or not now:
+        if self.adapt == "both" and now is False:
             return update
         factor = replacing_factor(known) if self.boost == "auto" else self.boost
         return replace(update, delta=boosted(update.delta, factor, ctx.layout))

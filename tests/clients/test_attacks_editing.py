@@ -577,20 +577,21 @@ def test_a_striker_is_honest_until_the_model_was_erased() -> None:
 
 
 @pytest.mark.parametrize("adapt", ["align", "strike", "both"])
-def test_without_an_eraser_it_is_data_poisoning(adapt: Any) -> None:
-    """Nothing to align with and nothing to wait for; no boost either."""
-    attack = Adaptive(BENIGN, adapt=adapt)
-    assert torch.equal(in_round(attack, 3, planned(2, eraser=None)), poisoning())
-    assert torch.equal(update_of(attack).delta, poisoning())
+def test_without_an_eraser_it_is_model_replacement(adapt: Any) -> None:
+    """Nothing to align with and nothing to wait for: poisoning times the boost, in every round."""
+    attack = Adaptive(BENIGN, boost=4.0, adapt=adapt)
+    for known in (planned(2, eraser=None), threat(white_backdoor())):
+        torch.testing.assert_close(in_round(attack, 3, known)[:SPLIT], 4 * poisoning()[:SPLIT])
 
 
-def test_both_aligns_always_and_boosts_only_after_erasings() -> None:
-    align, both = Adaptive(BENIGN, adapt="align"), Adaptive(BENIGN, boost=4.0)
+def test_alignment_is_boosted_always_or_only_after_erasings() -> None:
+    """`align` boosts in every round; `both` after an erasing (round 3 of k = 2), and otherwise sends it as it is."""
+    align, both = Adaptive(BENIGN, boost=4.0), Adaptive(BENIGN, boost=4.0, adapt="both")
     known = planned(2)
-    plain = in_round(align, 3, known)
+    plain = in_round(both, 4, known)
     assert not torch.equal(plain, poisoning())
-    assert torch.equal(in_round(both, 4, known), plain)
-    torch.testing.assert_close(in_round(both, 3, known)[:SPLIT], 4 * plain[:SPLIT])
+    for attack, round_ in ((align, 3), (align, 4), (both, 3)):
+        torch.testing.assert_close(in_round(attack, round_, known)[:SPLIT], 4 * plain[:SPLIT])
 
 
 @pytest.mark.parametrize("view", ["clean", "stamped"])

@@ -120,7 +120,7 @@ def test_construct_hands_over_what_the_caller_gives() -> None:
         ({"size": 1, "zzz": 2}, "zzz=2: unknown key; there are size, rate, goal, extra"),
         ({"size": 1, "goal": {"target": "x"}}, "goal.target=x: must be a whole number"),
         ({"size": 1, "goal": {"targt": 1}}, "goal.targt=1: unknown key; did you mean target?"),
-        ({"size": 1, "goal": {"rule": "none"}}, "goal.rule=none: must be all_to_one, all_to_all"),
+        ({"size": 1, "goal": {"rule": "none"}}, "goal.rule=none: must be auto, all_to_one, all_to_all"),
     ],
 )
 def test_complaints_name_the_key(values: dict[str, Any], message: str) -> None:

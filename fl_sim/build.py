@@ -323,6 +323,7 @@ def _check_together(parts: Parts) -> None:
     for what, needs in (
         ("the eraser", any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers)),
         ("the aggregator", getattr(parts.aggregator, "needs_clean", False)),
+        ("the erasing policy", getattr(parts.erasing, "watches_clean_set", False)),
     ):
         least = 2 * facts.classes
         allowed = f"{what} needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
@@ -373,8 +374,9 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
             except ConfigError as error:
                 sentence = f"({error})"  # one choice that can't be imported must not hide the others
         else:
-            first = path.read_text().splitlines()[0] if path.stat().st_size else ""
-            sentence = first.removeprefix("#").strip() if not first.startswith("# @package") else ""
+            # Hydra wants a preset's package on its first line; what it is stands in the comment after it.
+            words = [line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+            sentence = next((line for line in words if not line.startswith("@package")), "")
         rows.append((name, " ".join(sentence.split()), section.get("paper", ""), section.get("fidelity", "")))
     return rows
 

@@ -261,6 +261,7 @@ def build(config: Config) -> Parts:
         given = {"client": built["client"]} if group == "attack" else None
         built[group] = component(group, config.get(group), given)
     if hasattr(built["attack"], "adopt"):
+        _ask("trigger", built["trigger"], "check", built["data"].facts.shape)  # while it is still there to be asked
         built["trigger"] = built["attack"].adopt(built["trigger"])
     for key in ("erasers", "baselines"):
         named = {name: _named(key, name, section) for name, section in getattr(settings, key).items()}
@@ -312,11 +313,9 @@ def _check_together(parts: Parts) -> None:
         ("aggregator", "check_cohort", (settings.clients_per_round,)),
     ):
         part = settings.backdoor if group == "backdoor" else getattr(parts, group)
-        if hasattr(part, call):
-            try:
-                getattr(part, call)(*arguments)
-            except ConfigError as error:
-                raise error.within(group) from error
+        _ask(group, part, call, *arguments)
+    if hasattr(parts.attack, "check_goal"):
+        _ask("backdoor", parts.attack, "check_goal", settings.backdoor, facts.classes)
     allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
     require(pool >= settings.clients, "clients", settings.clients, allowed)
     erasers = [parts.eraser, *parts.erasers.values(), *parts.baselines.values()]
@@ -328,6 +327,15 @@ def _check_together(parts: Parts) -> None:
         least = 2 * facts.classes
         allowed = f"{what} needs a clean set: at least {least} of {facts.train_samples} samples, 2 a class"
         require(not needs or held_out >= least, "data.clean_fraction", parts.data.clean_fraction, allowed)
+
+
+def _ask(group: str, part: Any, call: str, *arguments: Any) -> None:
+    """Ask a component that can be asked; what it complains of is named within its group."""
+    if hasattr(part, call):
+        try:
+            getattr(part, call)(*arguments)
+        except ConfigError as error:
+            raise error.within(group) from error
 
 
 def to_text(config: Config) -> str:

@@ -22,13 +22,14 @@ from torch import nn
 
 from fl_sim.backdoor import Backdoor
 from fl_sim.checkpoint import load_tensors, save_tensors
-from fl_sim.folder import write_text
+from fl_sim.errors import RunError
+from fl_sim.folder import waiting, write_text
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite
 from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ClientContext, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples
-from fl_sim.schema import Central, Settings
+from fl_sim.schema import Central, Settings, locate
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
 from fl_sim.world import World
@@ -107,19 +108,32 @@ def _train(model: Classifier, samples: Samples, world: World, plan: Central, fit
 
 
 def cached_victim(world: World, plan: Central, tracker: Tracker, config: Mapping[str, Any], folder: Path) -> Victim:
-    """The victim of this configuration, trained once and kept in `folder`."""
+    """The victim of this configuration, trained once and kept in `folder`; whoever else wants it meanwhile waits."""
     path = folder / f"{victim_hash(config)}.pt"
-    if path.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with waiting(path.with_suffix(".lock")):
+        return _found(path, world, tracker) or _kept_victim(path, world, plan, tracker)
+
+
+def _found(path: Path, world: World, tracker: Tracker) -> Victim | None:
+    """The victim in a file, or None if there is none or the file is damaged."""
+    try:
         saved = load_tensors(path)
         model = world.new_model()
         model.load_state_dict(saved["model"])
-        for event in json.loads(saved["events"]):
-            tracker.log("central", **event)
+        events = json.loads(saved["events"])
         record = {k: v.to(world.device) if isinstance(v, torch.Tensor) else v for k, v in saved["record"].items()}
-        return Victim(model.eval(), record, saved["seconds"])
+        victim = Victim(model.eval(), record, saved["seconds"])
+    except (RunError, KeyError, RuntimeError, ValueError):
+        return None
+    for event in events:
+        tracker.log("central", **event)
+    return victim
+
+
+def _kept_victim(path: Path, world: World, plan: Central, tracker: Tracker) -> Victim:
     noted = Noting(tracker)
     victim = train_victim(world, plan, noted)
-    folder.mkdir(parents=True, exist_ok=True)
     events = json.dumps(noted.events)
     state = victim.model.state_dict()
     save_tensors(path, {"model": state, "record": dict(victim.record), "events": events, "seconds": victim.seconds})
@@ -143,6 +157,10 @@ def victim_hash(config: Mapping[str, Any]) -> str:
     decisive = {
         key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "central", "seeds", "init")
     }
+    # An attack that brings a trigger of its own decides the victim, too.
+    target = config["attack"].get("_target_")
+    if target is not None and hasattr(locate(target), "adopt"):
+        decisive["attack"] = config["attack"]
     decisive["engine"] = {key: config["engine"].get(key) for key in ("precision", "channels_last")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -234,8 +252,11 @@ def equal_budget(world: World) -> Central:
     shared = [field.name for field in dataclasses.fields(Central) if hasattr(client, field.name)]
     plan = replace(settings.central, **{name: getattr(client, name) for name in shared})
     held = sum(len(world.shares[c]) for c in world.malicious) / max(sum(map(len, world.shares)), 1)
-    rate = getattr(attack, "poison_rate", plan.poison_rate) if attack is not None else 0.0
-    return replace(plan, epochs=max(1, round(passes)), poison_rate=held * rate)
+    # Who stamps nothing leaves the centralized victim clean.
+    stamps = getattr(attack, "stamps", True)
+    rate = getattr(attack, "poison_rate", 0.0) if stamps else 0.0
+    mode = getattr(attack, "mode", plan.mode)
+    return replace(plan, epochs=max(1, round(passes)), poison_rate=held * rate, mode=mode)
 
 
 def _asked(world: World) -> Mapping[str, Eraser]:

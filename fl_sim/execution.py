@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,18 +15,12 @@ from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.console import CentralProgress
 from fl_sim.errors import ConfigError, RunError
-from fl_sim.folder import is_done, mark_done, provenance, read_json, write_json, write_text
+from fl_sim.folder import fcntl, is_done, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
 
 META = "meta.json"
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
 
 
 def prepare(config: Config, *, fresh: bool = True) -> World:

@@ -8,14 +8,23 @@ import secrets
 import string
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fl_sim import __version__
 from fl_sim.checkpoint import write_atomically
 from fl_sim.errors import ConfigError, RunError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 DONE = "done"
 
@@ -38,6 +47,15 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise ConfigError("output", str(folder), f"can't make the run folder: {error.strerror or error}") from error
     return folder
+
+
+@contextmanager
+def waiting(lock: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever holds it; freed even by `kill -9`. On Windows nobody waits."""
+    with lock.open("wb") as handle:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, content: object) -> None:

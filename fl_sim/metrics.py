@@ -75,7 +75,9 @@ def evaluate(
             right_of += torch.bincount(y[right], minlength=backdoor.classes)
         loss += F.cross_entropy(logits, y, reduction="sum")
         stamped = backdoor.stamp(x[victims])
-        predicted = model(stamped).argmax(1) if len(stamped) else y[:0]
+        answered = model(stamped) if len(stamped) else logits[:0]
+        # Among NaN logits argmax finds class 0; an answer that is none obeys nobody and is right for nobody.
+        predicted = answered.argmax(1).masked_fill_(~answered.isfinite().all(1), -1)
         truth = y[victims]
         wanted = backdoor.goal.labels(truth, backdoor.classes)
         obedient = predicted == wanted

@@ -78,6 +78,7 @@ class Federation:
         self._states: dict[str, State] = {"aggregator": {}, "server_optimizer": {}, "eraser": {}, "trigger": {}}
         self._backdoor = world.backdoor
         self._previous: Tensor | None = None
+        self._attacked = False
         erasing = world.parts.erasing
         self._watching = erasing if isinstance(erasing, Watching) and world.parts.eraser is not None else None
         self._signals = Signals()
@@ -144,7 +145,12 @@ class Federation:
         if not updates:
             reason = next(iter(failed.values()), "no replies")
             raise RunError(f"round {t}: every client failed; the first one with {reason}")
-        records = [update.record for update in updates.values() if update.record]
+        if attacking and not self._attacked:
+            # A fault that every attacker meets, a setting that can't work: without it the run would look defended.
+            if all(client in failed for client in attacking):
+                raise RunError(f"round {t}: every attacker failed; the first one with {failed[attacking[0]]}")
+            self._attacked = True
+        records = [update.record for update in updates.values() if update.record and _finite(update.record)]
         if records:  # the round's trigger is that of the lowest malicious client
             self._adopt(records[0])
         return updates
@@ -330,6 +336,11 @@ class Federation:
         self._metrics.rewind(content["metrics_length"])
         finished: int = content["round"]
         return finished
+
+
+def _finite(record: State) -> bool:
+    """Whether a trigger's record can be used at all."""
+    return all(is_finite(value) for value in record.values() if isinstance(value, Tensor))
 
 
 def detection_rates(attacking: Sequence[bool], rejected: Sequence[bool]) -> dict[str, float]:

@@ -47,6 +47,10 @@ class Samples:
         """The same samples with more done to each training batch."""
         return replace(self, transforms=self.transforms + transforms)
 
+    def first(self, *transforms: Transform) -> Samples:
+        """The same samples with something done to each training batch before all else: what is stamped stays put."""
+        return replace(self, transforms=transforms + self.transforms)
+
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order, untransformed, as (pixels, labels)."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):

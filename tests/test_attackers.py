@@ -5,19 +5,28 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from toys import numbered, seeded, small_model, stamped, white_backdoor
+from toys import client_context, numbered, seeded, small_model, spotted, stamped, threat, white_backdoor
 
+from clients.attacks.data_poisoning import DataPoisoning
+from clients.local.sgd import Sgd
 from fl_sim import build, execution
+from fl_sim.augment import Augment
 from fl_sim.backdoor import Backdoor, Goal
+from fl_sim.central import equal_budget, victim_hash
+from fl_sim.cli import USAGE, main
+from fl_sim.errors import RunError
+from fl_sim.metrics import evaluate
 from fl_sim.protocols import Workshop
 from fl_sim.rounds import Federation
 from fl_sim.samples import Samples
+from fl_sim.training import fit
 from server.optimizers import Plain
 
 OWN = '''
@@ -259,3 +268,101 @@ def test_the_rule_auto_is_the_triggers_own(rule: Any, preferred: str | None, exp
     if preferred:
         trigger.rule = preferred  # type: ignore[attr-defined]
     assert Goal(rule).resolved(trigger).rule == expected
+
+
+# Found by trying to break it ------------------------------------------------------------------------------------------
+
+
+def test_what_is_stamped_per_batch_stays_where_it_was_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`per_batch` stamps after augmentation: with a crop of 3 pixels on every image, all stamped images are all white.
+
+    Stamped before, a crop would bring black edges into nearly all of them. The control: without a stamp none is white.
+    """
+    seen: list[torch.Tensor] = []
+
+    def watching(model: Any, samples: Samples, *rest: Any, **named: Any) -> Any:
+        seen.extend(x for x, _ in samples.batches(16, seeded()))
+        return fit(model, samples, *rest, **named)
+
+    for rate, expected in ((1.0, 32), (0.0, 0)):
+        seen.clear()
+        model = small_model()
+        ctx = client_context(model, threatening=threat(white_backdoor()), augment=Augment(crop=3))
+        client = Sgd(epochs=1, batch_size=16, augment=True)
+        DataPoisoning(client, rate, "per_batch").update(model, spotted(32), replace(ctx, fit=watching))
+        whole = torch.cat(seen)
+        assert int((whole == 1).flatten(1).all(1).sum()) == expected
+
+
+def test_a_victim_is_named_by_the_trigger_it_really_carries() -> None:
+    """Attacks that bring their own trigger make another victim; those that use the configured one share it."""
+    names = ("data_poisoning", "model_replacement", "a3fl", "iba", "cerp")
+    hashes = {name: victim_hash(tiny.tiny(f"attack={name}")) for name in names}
+    assert hashes["data_poisoning"] == hashes["model_replacement"]
+    assert len(set(hashes.values())) == 4
+
+
+def test_the_budget_of_what_stamps_nothing_is_a_clean_victim() -> None:
+    """Neither an attack without poison nor one that only changes labels has a centralized backdoor beside it."""
+    for name, rate in (("gaussian", 0), ("label_flip", 0), ("flip", 0), ("data_poisoning", None)):
+        plan = equal_budget(execution.prepare(tiny.tiny(f"attack={name}")))
+        assert plan.poison_rate == rate or (rate is None and plan.poison_rate > 0)
+    assert equal_budget(execution.prepare(tiny.tiny("attack.mode=per_batch"))).mode == "per_batch"
+
+
+def test_a_run_whose_attackers_all_fail_does_not_look_defended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Honest clients go on, but a fault that every attacker meets ends the run with its reason."""
+
+    def failing(*_: Any) -> Any:
+        raise ValueError("no poison")
+
+    monkeypatch.setattr(DataPoisoning, "poisoned", failing)
+    with pytest.raises(RunError, match="every attacker failed; the first one with ValueError: no poison"):
+        tiny.run(tmp_path / "run", "clients_per_round=6")
+
+
+def test_a_record_that_is_no_number_is_not_adopted(own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attacker's record counts; an earlier one stays if there is none."""
+    original = own.Brighter.learn
+
+    def broken(self: Any, samples: Samples, workshop: Workshop) -> Any:
+        record = original(self, samples, workshop)
+        return record | {"t": torch.full((2,), torch.nan)} if workshop.rank == 0 else record
+
+    monkeypatch.setattr(own.Brighter, "learn", broken)
+    (tmp_path / "run").mkdir()
+    execution.start(learning(), tmp_path / "run", [])
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["states"]["trigger"]
+    assert saved["rank"] == 1
+    assert saved["level"] == pytest.approx(0.4)
+
+
+def test_a_broken_stamp_is_obeyed_by_nobody() -> None:
+    """A trigger that makes NaN of every image: no answer is no obedience, although argmax among NaN names class 0."""
+
+    class Broken:
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x, torch.nan)
+
+    score = evaluate(small_model(), spotted(16), Backdoor(Broken(), Goal(target=0), 4))
+    assert (score.asr, score.ra) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["attack=label_flip", "attack.flip=pair", "backdoor.source=0"], "backdoor.source=0"),
+        (["attack=iba", "trigger.size=99"], "trigger.size=99"),
+        (["trigger=edge_case", "trigger.folder=edges"], "trigger.folder=edges"),
+    ],
+)
+def test_what_can_be_known_before_a_run_is_said_before_it(
+    words: list[str], key: str, cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, status 2, no folder: a goal of the attack's own, a trigger that is replaced, pictures that are none."""
+    (cwd / "edges").mkdir()
+    for name in "ab":
+        (cwd / "edges" / f"{name}.png").write_text("no picture")
+    assert main(["run", *tiny.TINY, *words]) == USAGE
+    assert capsys.readouterr().err.startswith(f"fl-sim: {key}: ")
+    assert not (cwd / "runs").exists()

@@ -11,6 +11,8 @@ teacher comes from a model that may hold the backdoor: on a stamped image it may
 that hides nothing. On the clean image no trace of it is left; what then decides lies in the mix of channels, which the
 map's sum over channels can't see. `view: stamped` takes the teacher's map of the same stamped image.
 
+The extra pass is one in training mode, as the student's is in a distillation, so batch statistics see stamped images.
+
 `align` boosts its update in every round, as model replacement does. `strike` attacks, boosted, only in rounds right
 after an erasing, so that the backdoor has the longest time to live, and is honest in all others. `both` strikes with
 alignment, and between erasings poisons with alignment but without boost.

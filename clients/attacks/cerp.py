@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from clients.attacks.hooked import hooked
 from clients.attacks.model_replacement import ModelReplacement
-from clients.attacks.restrained import with_hooks
 from clients.triggers.lira import wanted_entropy
 from clients.triggers.pattern import Carried, descended, mixed, opacity, own_pattern
 from fl_sim.errors import require
@@ -111,5 +111,5 @@ class Cerp(ModelReplacement):
         lead = ctx.threatening.record.get(LEAD)
         assert lead is None or isinstance(lead, Tensor)
         hook = closeness(ctx.layout, ctx.received, lead, self.pull, self.spread)
-        update = super().update(model, samples, with_hooks(ctx, backward=[hook]))
+        update = super().update(model, samples, hooked(ctx, after_backward=[hook]))
         return replace(update, record={**(update.record or {}), LEAD: update.delta.clone()})

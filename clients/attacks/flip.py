@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clients.attacks.data_poisoning import DataPoisoning
 from clients.attacks.model_replacement import ModelReplacement
@@ -50,6 +51,8 @@ def flipped(logits: Tensor, labels: Tensor, share: float) -> Tensor:
 @dataclass(frozen=True)
 class Flip(ModelReplacement):
     """Changes the labels of a share `poison_rate` of its images, so that they train like stamped ones, and no pixel."""
+
+    stamps: ClassVar[bool] = False
 
     boost: float | Literal["auto"] = 1.0
     passes: int = 4
@@ -87,13 +90,13 @@ class Flip(ModelReplacement):
                 [(x, y)] = plain[at].chunks(len(at))
                 victims = backdoor.victims(x, y)
                 stamped, wanted = backdoor.stamp(x[victims]), backdoor.goal.labels(y[victims], backdoor.classes)
-                loss = F.cross_entropy(expert(torch.cat([x, stamped])), torch.cat([y, wanted]))
-                steps = list(torch.autograd.grad(loss, weights))
-                soft = F.cross_entropy(expert(x), logits[at].softmax(1))
                 optimizer.zero_grad()
-                [gradient] = torch.autograd.grad(
-                    mismatch(list(torch.autograd.grad(soft, weights, create_graph=True)), steps), [logits]
-                )
+                with sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivatives
+                    loss = F.cross_entropy(expert(torch.cat([x, stamped])), torch.cat([y, wanted]))
+                    steps = list(torch.autograd.grad(loss, weights))
+                    soft = F.cross_entropy(expert(x), logits[at].softmax(1))
+                    ours = list(torch.autograd.grad(soft, weights, create_graph=True))
+                    [gradient] = torch.autograd.grad(mismatch(ours, steps), [logits])
                 logits.grad = gradient
                 optimizer.step()
                 with torch.no_grad():

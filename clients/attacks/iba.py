@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from clients.attacks.hooked import hooked
 from clients.attacks.model_replacement import ModelReplacement
-from clients.attacks.restrained import keeping, least_used, with_hooks, within_ball
+from clients.attacks.pgd import projection
+from clients.attacks.restrained import keeping, least_used
 from clients.triggers.lira import Lira
 from fl_sim.errors import require
 from fl_sim.models.classifier import Classifier
@@ -57,5 +59,6 @@ class Iba(ModelReplacement):
             free = least_used((ctx.received - previous)[:parameters], self.share)
             hooks.append(keeping(ctx.layout, ctx.received, free))
         if self.radius is not None:
-            hooks.append(within_ball(ctx.layout, ctx.received, self.radius))
-        return super().update(model, samples, with_hooks(ctx, step=hooks))
+            anchors = [parameter.detach().clone() for parameter in model.parameters()]
+            hooks.append(projection(anchors, self.radius))
+        return super().update(model, samples, hooked(ctx, after_step=hooks))

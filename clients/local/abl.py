@@ -108,7 +108,7 @@ class Abl(Sgd):
             min_steps=first,
         )
         suspects, others = parted(losses(model, samples), self.isolated)
-        trusted = samples[others].then(ctx.augment) if self.augment else samples[others]
+        trusted = samples[others].first(ctx.augment) if self.augment else samples[others]
         schedule = cosine if self.schedule == "cosine" else None
         fitted = fit(model, trusted, self.optimizer_of(model), min_steps=max(total - first, 1), schedule=schedule)
         if self.unlearning_epochs:

@@ -51,7 +51,7 @@ class Sgd:
         objective: Objective = cross_entropy,
     ) -> Update:
         """The same with hooks or another objective: what FedProx and its like add to it."""
-        augmented = samples.then(ctx.augment) if self.augment else samples
+        augmented = samples.first(ctx.augment) if self.augment else samples
         schedule = cosine if self.schedule == "cosine" else None
         fit = partial(ctx.fit, epochs=self.epochs, batch_size=self.batch_size, rng=ctx.rng, schedule=schedule)
         fitted = fit(model, augmented, self.optimizer_of(model), objective=objective, after_backward=after_backward)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clients.triggers.drawing import by_content
 from fl_sim.backdoor import Rule
-from fl_sim.errors import require
+from fl_sim.errors import ConfigError, require
 from fl_sim.protocols import Workshop
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -26,7 +26,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 def pictures(folder: str) -> list[Path]:
     """The image files of a folder, by name."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS)
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 @lru_cache(maxsize=2)
@@ -58,6 +58,11 @@ class EdgeCase:
     def check(self, shape: tuple[int, int, int]) -> None:
         turnable = self.folder is not None or self.stand_in != "quarter_turn" or shape[1] == shape[2]
         require(turnable, "stand_in", self.stand_in, "needs square images")
+        if self.folder is not None:
+            try:
+                edge_images(self.folder, shape)
+            except (OSError, ValueError) as error:  # Pillow's own error is an OSError
+                raise ConfigError("folder", self.folder, f"holds what is no image ({error})") from error
 
     def rare(self, x: Tensor) -> Tensor:
         return x.rot90(1, (2, 3)) if self.stand_in == "quarter_turn" else 1 - x

@@ -17,9 +17,10 @@ from toys import client_context, seeded, small_model, spotted, threat, weights_o
 
 from clients.attacks.a3fl import A3fl, Adaptive, parameters_cosine
 from clients.attacks.cerp import LEAD, Cerp, Tuned, closeness, projected
+from clients.attacks.hooked import hooked
 from clients.attacks.iba import Iba
 from clients.attacks.model_replacement import ModelReplacement
-from clients.attacks.restrained import least_used, with_hooks
+from clients.attacks.restrained import least_used
 from clients.local.fedprox import FedProx
 from clients.local.sgd import Sgd
 from clients.triggers.badnets import BadNets
@@ -227,10 +228,10 @@ def test_hooks_come_after_the_clients_own() -> None:
     """FedProx's own hook and ours are all called, ours last."""
     called: list[str] = []
     model = small_model()
-    ctx = with_hooks(
+    ctx = hooked(
         client_context(model),
-        backward=[lambda _: called.append("backward")],
-        step=[lambda _: called.append("step")],
+        after_backward=[lambda _: called.append("backward")],
+        after_step=[lambda _: called.append("step")],
     )
     optimizer = sgd(model, 0.1)
     own = [lambda _: called.append("own")]

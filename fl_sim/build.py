@@ -23,7 +23,7 @@ from fl_sim.errors import ConfigError, require
 from fl_sim.protocols import Tracker
 from fl_sim.randomness import generator
 from fl_sim.schema import META, Settings, construct, locate, unknown
-from fl_sim.world import Parts, World, pick_device, populate
+from fl_sim.world import Parts, World, fingerprint, pick_device, populate
 
 Config: TypeAlias = dict[str, Any]
 """A composed and resolved configuration, plain values only."""
@@ -95,6 +95,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The runs of a sweep: the product of all comma lists, ranges and choices."""
     [batch] = BasicSweeper.split_arguments(parse(overrides), None)
+    require(bool(batch), "-m", " ".join(overrides), "gives no run: one of the keys has no values")
     return [list(job) for job in batch]
 
 
@@ -346,6 +347,8 @@ def to_text(config: Config) -> str:
 def config_hash(config: Config) -> str:
     """Names a run by what decides its numbers: everything but its name and where it is put."""
     decisive = {key: value for key, value in config.items() if key not in ("name", "output", CHOICES)}
+    if config.get("init"):
+        decisive["init"] = fingerprint(str(config["init"]))
     return hashlib.sha256(to_text(decisive).encode()).hexdigest()[:12]
 
 

@@ -32,7 +32,7 @@ from fl_sim.samples import Samples
 from fl_sim.schema import Central, Settings, locate
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
-from fl_sim.world import World
+from fl_sim.world import World, fingerprint
 
 VICTIM = "victim"
 
@@ -157,6 +157,8 @@ def victim_hash(config: Mapping[str, Any]) -> str:
     decisive = {
         key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "central", "seeds", "init")
     }
+    if config["init"]:
+        decisive["init"] = fingerprint(str(config["init"]))
     # An attack that brings a trigger of its own decides the victim, too.
     target = config["attack"].get("_target_")
     if target is not None and hasattr(locate(target), "adopt"):

@@ -123,6 +123,8 @@ def _central(arguments: list[str]) -> int:
 
     console = _console()
     if "-m" not in flags:
+        if "--jobs" in flags:
+            raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
         config = build.compose_config(overrides)
         settings = execution.prepare(config).parts.settings
         folder = new_run_folder(settings.output, settings.name)

@@ -54,8 +54,9 @@ def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:
     """Execute a run in a fresh folder; returns its summary. `argv` says whether it is a federated or a central one."""
     world = prepare(config)
     with alone(folder):
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        # The configuration last: where it is, a run can be resumed, and META says which kind of run.
         write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         return _to_end(config, world, folder)
 
 
@@ -103,7 +104,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 def is_central(folder: Path) -> bool:
     """Whether a run folder is one of `fl-sim central`."""
-    return (folder / META).exists() and "central" in read_json(folder / META)["argv"][1:2]
+    if not (folder / META).exists():
+        return False
+    argv = read_json(folder / META).get("argv")
+    if not isinstance(argv, list):
+        raise RunError(f"can't read {folder / META}: it does not say which command made the run")
+    return "central" in argv[1:2]
 
 
 def _to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:

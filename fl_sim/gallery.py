@@ -24,7 +24,7 @@ from fl_sim.models.cnn import Cnn
 from fl_sim.protocols import Crafting, Learned, Selecting, State, Trigger, Workshop
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples, to_pixels
-from fl_sim.schema import construct
+from fl_sim.schema import construct, convert
 from fl_sim.similarity import distances
 from fl_sim.training import fit, sgd
 
@@ -171,7 +171,7 @@ def draw(config: Config, given: set[str], folders: Sequence[Path], path: Path) -
         goal.check(classes)
     except ConfigError as error:
         raise error.within("backdoor") from error
-    room = studio(data, classes, goal, config["seed"])
+    room = studio(data, classes, goal, convert("seed", config["seed"], int))
     only = {key.split(".")[0] for key in given} & {"trigger", "attack"}
     drawn = [room.draw(name, maker) for name, maker in makers(config, folders, only).items()]
     try:

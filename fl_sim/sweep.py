@@ -10,6 +10,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,14 @@ def side_by_side(jobs: Sequence[Job], processes: int, *, command: str = "run") -
     share = max(1, available_cores() // processes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_settle, initargs=(share,)) as pool:
-        futures = [pool.submit(_quietly, job, command) for job in jobs]
+        futures = {pool.submit(_quietly, job, command): job for job in jobs}
         try:
             for future in as_completed(futures):
-                yield future.result()
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    reason = "a process was killed (out of memory?); the same command goes on with what is left"
+                    yield Outcome(tuple(futures[future]), f"failed: {reason}", complaint=f"fl-sim: {reason}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():

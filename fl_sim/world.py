@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -163,6 +164,14 @@ def pick_device(name: str) -> torch.device:
     if name in here:
         return torch.device(name)
     raise ConfigError("device", name, f"not on this machine; there are auto, {', '.join(here)}")
+
+
+def fingerprint(path: str) -> str:
+    """Tells whether a file to start from is still the same; one that can't be read is complained of elsewhere."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return path
 
 
 def load_weights(path: str, model: Classifier) -> None:

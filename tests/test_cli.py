@@ -426,3 +426,39 @@ def test_a_terminated_run_ends_like_an_interrupted_one(tmp_path: Path) -> None:
     assert b"Traceback" not in err
     assert b"\x1b" not in out
     assert b"round 1/1000  ACC" in out
+
+
+def test_a_killed_process_of_a_sweep_is_one_failed_run(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory runs out: the runs that were under way are reported, with what to do, without a traceback."""
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    from fl_sim import sweep
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def submit(self, _call: object, job: list[str], _command: str) -> Future[sweep.Outcome]:
+            future: Future[sweep.Outcome] = Future()
+            if job == ["seed=1"]:
+                future.set_exception(BrokenProcessPool("terminated abruptly"))
+            else:
+                future.set_result(sweep.Outcome(tuple(job), "finished"))
+            return future
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
+    outcomes = {outcome.job: outcome for outcome in sweep.side_by_side([["seed=0"], ["seed=1"]], 2)}
+    assert outcomes["seed=0",].state == "finished"
+    assert "the same command goes on" in outcomes["seed=1",].complaint
+
+
+def test_an_empty_range_is_refused(capsys: Capture) -> None:
+    """A sweep of no runs would otherwise end well, having done nothing."""
+    assert main(["run", "-m", "seed=range(0,0)"]) == USAGE
+    assert "gives no run" in capsys.readouterr().err
+    assert main(["central", "--jobs", "2"]) == USAGE

@@ -51,8 +51,10 @@ def decoded(listing: Listing, root: str, *, size: int, channels: int, fit: Fit) 
         path, _ = listing[at]
         try:
             with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # which Pillow would clip at 255 instead of scaling
+                    raise ValueError(f"its pixels are {file.mode}, not 8 bits each")
                 picture = file.convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # all three are what Pillow raises about damaged files
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say no
             reason = " ".join(str(error).split())
             raise ConfigError("root", root, f"{path} can't be read ({reason})") from error
         picture = vision.resize(picture, [size, size] if fit == "stretch" else [size])

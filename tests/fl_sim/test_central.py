@@ -188,3 +188,28 @@ def test_strange_wishes_are_refused(line: str, key: str, cwd: Path, capsys: pyte
     assert main(["central", line]) == 2
     assert capsys.readouterr().err.startswith(f"fl-sim: {key}")
     assert not (cwd / "runs").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_start_from_another_file_of_the_same_name_is_another_run(cwd: Path) -> None:
+    """What `init` names is part of a victim's and of a sweep's identity by its content, not by its path."""
+    from fl_sim.build import config_hash
+
+    Path("start.pt").write_bytes(b"one")
+    config = tiny.tiny("init=start.pt")
+    before = victim_hash(config), config_hash(config)
+    assert (victim_hash(config), config_hash(config)) == before
+    Path("start.pt").write_bytes(b"two")
+    assert not set(before) & {victim_hash(config), config_hash(config)}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_damaged_victim_is_trained_anew(cwd: Path) -> None:
+    """A cache must never stand in the way."""
+    words = ["central", *QUICK, "erasers=[fine_tune]"]
+    assert main([*words, "name=first"]) == OK
+    [path] = (cwd / "runs/victims").glob("*.pt")
+    path.write_bytes(b"junk")
+    assert main([*words, "name=second"]) == OK
+    first, second = (tiny.numbers(done.parent) for done in sorted((cwd / "runs").rglob("done")))
+    assert first == second

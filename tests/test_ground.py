@@ -22,6 +22,7 @@ from fl_sim.samples import Samples
 
 NAMES = {group: list(choices(group, [conf_folder()])) for group in ("data", "model", "partition")}
 OFFLINE = ("digits", "synthetic")
+CLASSES = {"cifar100": 100, "emnist": 47, "gtsrb": 43, "image_folder": 2}
 CROSS = list(itertools.product(*NAMES.values()))
 SMALL = {"cnn": ["model.width=4"], "vit_tiny": ["model.depth=3", "model.width=24"]}
 """Knobs that make a network quick; the others are as they are."""
@@ -45,7 +46,7 @@ def compose(data: str, model: str, partition: str, root: Path) -> dict[str, Any]
     words += ["clients=4", "clients_per_round=2", "client.epochs=1", "threat.fraction=0.25", "client.lr=0.01"]
     words += ["data.clean_fraction=0", *SMALL.get(model, [])]
     if partition == "pathological":
-        words.append("partition.classes_per_client=100" if data == "cifar100" else "partition.classes_per_client=10")
+        words.append(f"partition.classes_per_client={CLASSES.get(data, 10)}")
     if data == "digits":
         words.append("data.subset=0.05")
     if data == "synthetic":

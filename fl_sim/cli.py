@@ -42,6 +42,7 @@ Examples
 """
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,11 +236,7 @@ def _processes(flags: Mapping[str, str]) -> int:
 
 def _plot(arguments: list[str]) -> int:
     """Draw every choice of partition, or the one that is asked for, as it divides the configured data."""
-    target, words = "partitions.png", list(arguments)
-    if "-o" in words:
-        at = words.index("-o")
-        target = words[at + 1] if at + 1 < len(words) else ""
-        del words[at : at + 2]
+    target, words = _target(arguments, "partitions.png")
     overrides, flags = _split([word for word in words if word != "partition"])
     if flags or "partition" not in words or not all("=" in word for word in overrides) or not target:
         raise ConfigError("--plot", "", "is used as fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]")
@@ -262,13 +259,25 @@ def _plot(arguments: list[str]) -> int:
     return OK
 
 
+def _target(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The file that `-o` names for a picture, checked before anything is drawn, and the other words."""
+    words = list(arguments)
+    if "-o" not in words:
+        return default, words
+    at = words.index("-o")
+    target = words[at + 1] if at + 1 < len(words) else ""
+    del words[at : at + 2]
+    path = Path(target)
+    if target and path.suffix not in PICTURES:
+        raise ConfigError("-o", target, f"must be a picture's name: it ends in {', '.join(PICTURES)}")
+    if target and not path.parent.is_dir():
+        raise ConfigError("-o", target, f"there is no folder {path.parent}")
+    return target, words
+
+
 def _gallery(arguments: list[str]) -> int:
     """Draw every trigger, or that of a `trigger=` or `attack=`, on photographs or on the test images of `data=`."""
-    target, words = "gallery.png", list(arguments)
-    if "-o" in words:
-        at = words.index("-o")
-        target = words[at + 1] if at + 1 < len(words) else ""
-        del words[at : at + 2]
+    target, words = _target(arguments, "gallery.png")
     overrides, flags = _split(words)
     if flags or not target:
         raise ConfigError(min(flags, default="-o"), "", "the gallery is fl-sim gallery [KEY=VALUE ...] [-o FILE]")

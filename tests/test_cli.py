@@ -462,3 +462,14 @@ def test_an_empty_range_is_refused(capsys: Capture) -> None:
     assert main(["run", "-m", "seed=range(0,0)"]) == USAGE
     assert "gives no run" in capsys.readouterr().err
     assert main(["central", "--jobs", "2"]) == USAGE
+
+
+@pytest.mark.parametrize("command", [["gallery"], ["list", "partition", "--plot"]])
+@pytest.mark.parametrize("target", ["absent/page.png", "page.foo", "page"])
+def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(
+    command: list[str], target: str, cwd: Path, capsys: Capture
+) -> None:
+    """Both commands that draw: one line that names -o, status 2, and no folder made on the way."""
+    assert main([*command, "-o", target]) == USAGE
+    assert capsys.readouterr().err.startswith(f"fl-sim: -o={target}")
+    assert list(cwd.iterdir()) == []

@@ -83,7 +83,7 @@ def test_every_trigger_of_the_configuration_and_those_of_attacks_are_drawn() -> 
 
 def test_the_command_draws_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One crafted and one that selects, on digits; what was asked for is what is drawn."""
-    target = tmp_path / "new" / "page.png"
+    target = tmp_path / "page.png"
     assert main(["gallery", "trigger=cl", "trigger.steps=2", "data=digits", "-o", str(target)]) == 0
     assert target.read_bytes()[:8] == PNG
     assert "1 of 1 triggers" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from torchvision import datasets, transforms
 from fl_sim import execution
 from fl_sim.build import compose_config
 from fl_sim.data.image_folder import ImageFolder
+from fl_sim.data.pictures import decoded
 from fl_sim.errors import ConfigError
 
 MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK")
@@ -188,3 +189,11 @@ def test_a_configuration_can_name_a_folder(root: Path) -> None:
     with pytest.raises(ConfigError, match="val") as caught:
         execution.prepare(compose_config([*words, "data.root=/nowhere"]))
     assert caught.value.key == "data.root"
+
+
+def test_pictures_of_sixteen_bits_are_refused_not_bleached(tmp_path: Path) -> None:
+    """Pillow clips them at 255, so nearly every pixel would come out white, without a word."""
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(path)
+    with pytest.raises(ConfigError, match="not 8 bits each"):
+        decoded([(path, 0)], str(tmp_path), size=8, channels=1, fit="stretch")

@@ -47,12 +47,18 @@ class Victim:
 
 
 class Course:
-    """The shared training loop with a score after each epoch: a `central` event for each of a method's epochs."""
+    """The shared training loop with scores on the way: a `central` event for each of a method's epochs that is due.
 
-    def __init__(self, tracker: Tracker, method: str, world: World, backdoor: Backdoor) -> None:
-        self._tracker, self._method = tracker, method
-        self._world, self._backdoor = world, backdoor
-        self._epoch = 0
+    With `only`, epochs of other models (a client's private teacher) are not the method's.
+    """
+
+    def __init__(
+        self, tracker: Tracker, method: str, world: World, backdoor: Backdoor, *, only: Classifier | None = None
+    ) -> None:
+        self._tracker, self._method, self._only = tracker, method, only
+        self._track = world.parts.settings.central.track
+        self._images, self._backdoor = watched(world, self._track.images), backdoor
+        self._epoch = self._scored = 0
         self.scoring = 0.0
         """The seconds that scoring took, which are no part of a method's cost."""
 
@@ -62,14 +68,34 @@ class Course:
         fitting: Fit = partial(fit, after_epoch=(self._note,))
         return fitting
 
+    def end(self, model: Classifier) -> None:
+        """Score the last epoch, if it was not due."""
+        if self._scored < self._epoch:
+            self._score(model)
+
     def _note(self, model: nn.Module) -> None:
-        if isinstance(model, Classifier):
+        if isinstance(model, Classifier) and (self._only is None or model is self._only):
             self._epoch += 1
-            started = time.perf_counter()
-            score = evaluate(model, self._world.test, self._backdoor)
-            self.scoring += time.perf_counter() - started
-            fields = {"acc": score.acc, "asr": score.asr, "ra": score.ra, "loss": score.loss}
-            self._tracker.log("central", round=0, method=self._method, epoch=self._epoch, **fields)
+            if self._track.every is not None and self._epoch % self._track.every == 0:
+                self._score(model)
+
+    def _score(self, model: Classifier) -> None:
+        started = time.perf_counter()
+        score = evaluate(model, self._images, self._backdoor)
+        self.scoring += time.perf_counter() - started
+        self._scored = self._epoch
+        fields = {"acc": score.acc, "asr": score.asr, "ra": score.ra, "loss": score.loss}
+        if self._track.images is not None:
+            fields["images"] = len(self._images)
+        self._tracker.log("central", round=0, method=self._method, epoch=self._epoch, **fields)
+
+
+def watched(world: World, images: int | None) -> Samples:
+    """The test images that scores on the way use: all of them, or as many as `images`, the same for every method."""
+    if images is None or images >= len(world.test):
+        return world.test
+    order = torch.randperm(len(world.test), generator=generator(world.parts.settings.seeds.data, "central", "track"))
+    return world.test[order[:images].sort().values]
 
 
 def pooled(world: World) -> Samples:
@@ -92,8 +118,9 @@ def train_victim(world: World, plan: Central, tracker: Tracker) -> Victim:
             record = dict(backdoor.trigger.learn(samples, workshop))
             backdoor, workshop = backdoor.recalling(record), replace(workshop, record=record)
     poisoned = backdoor.poison(samples, plan.poison_rate, plan.mode, rng, workshop)
-    course = Course(tracker, VICTIM, world, backdoor)
+    course = Course(tracker, VICTIM, world, backdoor, only=model)
     _train(model, poisoned, world, plan, course.fit, rng)
+    course.end(model)
     return Victim(model.eval(), record, time.perf_counter() - started - course.scoring)
 
 
@@ -153,10 +180,12 @@ class Noting:
 
 
 def victim_hash(config: Mapping[str, Any]) -> str:
-    """Names a victim by what decides its weights, and by nothing else: ten erasers share one."""
-    decisive = {
-        key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "central", "seeds", "init")
-    }
+    """Names a victim by what decides its weights, and by nothing else: ten erasers share one.
+
+    How closely it was watched decides nothing, so a victim that is found again brings the scores of whoever trained it.
+    """
+    decisive = {key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "seeds", "init")}
+    decisive["central"] = {key: value for key, value in config["central"].items() if key != "track"}
     if config["init"]:
         decisive["init"] = fingerprint(str(config["init"]))
     # An attack that brings a trigger of its own decides the victim, too.

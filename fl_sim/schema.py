@@ -48,6 +48,21 @@ class Evaluation(Schedule):
 
 
 @dataclass(frozen=True)
+class Track:
+    """How closely `fl-sim central` watches ACC and ASR while it trains; what it reports at the end is always exact."""
+
+    every: int | None = 1
+    """Epochs from one score to the next; None: only the victim's last epoch is scored."""
+    images: int | None = None
+    """How many test images, always the same ones, such a score uses; None, or more than there are: all."""
+
+    def __post_init__(self) -> None:
+        every, images = self.every, self.images
+        require(every is None or every >= 1, "every", every, "must be null or 1 or more epochs")
+        require(images is None or images >= 1, "images", images, "must be null, which means all, or 1 or more")
+
+
+@dataclass(frozen=True)
 class Central:
     """How a centralized victim is trained: in place of the client's own numbers, on the pooled, poisoned data."""
 
@@ -60,6 +75,7 @@ class Central:
     augment: bool = True
     poison_rate: float = 0.1
     mode: Literal["dataset", "per_batch"] = "dataset"
+    track: Track = field(default_factory=Track)
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")

@@ -129,7 +129,8 @@ def _beside(axes: Axes, curves: Curves, last: int) -> float:
     """The centralized victim over the same budget, dashed, and its erasers to the right; the room that they take."""
     if not curves.central:
         return 0.0
-    at = [last * event["epoch"] / len(curves.central) for event in curves.central]
+    epochs = curves.central[-1]["epoch"]
+    at = [last * event["epoch"] / epochs for event in curves.central]
     for key, colour in (("acc", ACC_COLOUR), ("asr", ASR_COLOUR)):
         label = f"{key.upper()}, centralized"
         axes.plot(

@@ -13,7 +13,7 @@ import torch
 
 from fl_sim import central, execution
 from fl_sim.build import compose_config
-from fl_sim.central import equal_budget, pooled, victim_hash
+from fl_sim.central import equal_budget, pooled, victim_hash, watched
 from fl_sim.central_table import cell, interval
 from fl_sim.cli import FAILED, OK, main
 from fl_sim.world import World
@@ -91,6 +91,74 @@ def test_what_decides_a_victim_is_in_its_name(key: str) -> None:
     """And what does not, the eraser or the number of rounds, is not."""
     assert victim_hash(tiny.tiny(key)) != victim_hash(tiny.tiny())
     assert victim_hash(tiny.tiny("eraser=nad", "rounds=9", "name=x")) == victim_hash(tiny.tiny())
+
+
+@pytest.mark.parametrize("key", ["central.track.every=2", "central.track.every=null", "central.track.images=7"])
+def test_how_closely_a_victim_is_watched_is_not_in_its_name(key: str) -> None:
+    """Nor was it in the names that victims had before they could be watched less closely."""
+    assert victim_hash(tiny.tiny(key)) == victim_hash(tiny.tiny())
+    older = tiny.tiny()
+    del older["central"]["track"]
+    assert victim_hash(older) == victim_hash(tiny.tiny())
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("track", "victim", "eraser"),
+    [
+        ((), [1, 2, 3], [1, 2, 3, 4]),
+        (("every=2",), [2, 3], [2, 4]),
+        (("every=null",), [3], []),
+        (("images=30", "every=3"), [3], [3]),
+    ],
+)
+def test_watching_less_changes_no_weights(
+    track: tuple[str, ...], victim: list[int], eraser: list[int], cwd: Path
+) -> None:
+    """Three epochs of the victim and four of the eraser: which are scored, on how many images, and what never changes.
+
+    Every ACC on 30 images is a multiple of 1/30.
+    """
+    words = ["central", *QUICK, "central.epochs=3", "erasers=[fine_tune]"]
+    assert main([*words, "output=all"]) == OK
+    assert main([*words, "output=some", *(f"central.track.{word}" for word in track)]) == OK
+    all_, some = only(cwd / "all"), only(cwd / "some")
+    states = [torch.load(folder / "model_before_erasing.pt", weights_only=True) for folder in (all_, some)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    before, after = ([e for e in tiny.numbers(folder) if e["event"] == "erase"] for folder in (all_, some))
+    assert before == after != []
+    scored = tiny.events(some, "central")
+    assert [e["epoch"] for e in scored if e["method"] == "victim"] == victim
+    assert [e["epoch"] for e in scored if e["method"] == "fine_tune"] == eraser
+    if "images=30" in track:
+        assert all(e["images"] == 30 and (30 * e["acc"]) == pytest.approx(round(30 * e["acc"])) for e in scored)
+    else:
+        exact = {(e["method"], e["epoch"]): e["acc"] for e in tiny.events(all_, "central")}
+        assert all(e["acc"] == exact[e["method"], e["epoch"]] and "images" not in e for e in scored)
+
+
+def test_the_watched_images_are_few_fixed_and_drawn_by_the_data_seed() -> None:
+    """More than there are means all of them; another training seed means the same ones."""
+    worlds = [execution.prepare(tiny.tiny(*words)) for words in ((), ("seeds.train=5",), ("seeds.data=5",))]
+    picked = [watched(world, 30) for world in worlds]
+    assert [len(samples) for samples in picked] == [30, 30, 30]
+    assert torch.equal(picked[0].images, picked[1].images)
+    assert not torch.equal(picked[0].images, picked[2].images)
+    assert not torch.equal(picked[0].images, worlds[0].test.images[:30])
+    assert watched(worlds[0], 101) is worlds[0].test is watched(worlds[0], None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_clients_private_teacher_is_not_the_victim(cwd: Path) -> None:
+    """Two epochs of the teacher and three of the student: the victim is the student, and has three."""
+    fed_nad = ("client=fed_nad", "client.teacher_epochs=2", "central.epochs=3")
+    words = [word for word in QUICK if not word.startswith(("client.", "central.epochs"))]
+    assert main(["central", *words, *fed_nad, "eraser=none"]) == OK
+    folder = only(cwd / "runs")
+    epochs = tiny.events(folder, "central")
+    assert [(e["method"], e["epoch"]) for e in epochs] == [("victim", 1), ("victim", 2), ("victim", 3)]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["acc"], summary["asr"]) == (epochs[-1]["acc"], epochs[-1]["asr"])
 
 
 @pytest.mark.usefixtures("quick")
@@ -181,6 +249,10 @@ def test_intervals_by_hand() -> None:
         ("baselines=[nad,7]", "baselines"),
         ("central.epochs=0", "central.epochs"),
         ("central.poison_rate=2", "central.poison_rate"),
+        ("central.track.every=0", "central.track.every"),
+        ("central.track.every=1.5", "central.track.every"),
+        ("central.track.images=0", "central.track.images"),
+        ("central.track.image=9", "central.track.image"),
     ],
 )
 def test_strange_wishes_are_refused(line: str, key: str, cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:

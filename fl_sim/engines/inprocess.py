@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from fl_sim.engines.flower import empty_run, identify, set_message_id
-from fl_sim.engines.numerics import numerics
+from fl_sim.engines.numerics import serving
 from fl_sim.engines.records import pack, unpack
 from fl_sim.errors import require
 from fl_sim.models.classifier import Compute, Precision
@@ -96,8 +96,7 @@ class InProcessGrid(Grid):
         try:
             reply = self._app(message, context)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            reply = Message(Error(CLIENT_ERROR, reason), reply_to=message)
+            reply = failed(error, message)
         else:
             if not same(context.state, known):
                 self._states[node] = context.state
@@ -105,6 +104,12 @@ class InProcessGrid(Grid):
         self._sent += 1
         set_message_id(reply, str(self._sent))
         return reply
+
+
+def failed(error: Exception, message: Message) -> Message:
+    """The reply of a client that raised: its first line says what, the rest where."""
+    reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    return Message(Error(CLIENT_ERROR, reason), reply_to=message)
 
 
 def copied(records: RecordDict) -> RecordDict:
@@ -155,16 +160,9 @@ class InProcess:
     def compute(self) -> Compute:
         return Compute(self.precision, self.channels_last)
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """As the server computes: its threads, and a GPU's switches."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.server_threads)
-        try:
-            with numerics(self.precision, self.deterministic):
-                yield
-        finally:
-            torch.set_num_threads(threads)
+        return serving(self.server_threads, self.precision, self.deterministic)
 
     def run(self, run_config: Mapping[str, str], clients: int, device: torch.device) -> None:
         """Execute one run, from its first round or from its checkpoint on."""

@@ -28,3 +28,15 @@ def numerics(precision: Precision, deterministic: bool) -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark, conv.fp32_precision, matmul.fp32_precision = before
+
+
+@contextmanager
+def serving(threads: int, precision: Precision, deterministic: bool) -> Iterator[None]:
+    """As the server computes: its threads, and a GPU's switches; both are put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with numerics(precision, deterministic):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,18 +10,13 @@ trigger/sig,attack/a3fl` and `--columns "no defense,nad"` make a part of the tab
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from scipy.stats import t as student
+from tables import finished, interval, make
 
 from fl_sim.build import choices, conf_folder
-from fl_sim.sweep import Outcome, side_by_side
 
 Row = tuple[str, str]
 DEFENSES = {
@@ -61,29 +56,8 @@ def jobs(only: Sequence[str], columns: Sequence[str], seeds: Sequence[int], extr
     return [list(job) for job in wanted]
 
 
-def run(processes: int, wanted: list[list[str]]) -> None:
-    print(f"{len(wanted)} runs, {processes} at a time", flush=True)
-    outcome: Outcome
-    for number, outcome in enumerate(side_by_side(wanted, processes), start=1):
-        print(f"[{number}/{len(wanted)}] {' '.join(outcome.job)}: {outcome.state}", flush=True)
-        if outcome.complaint:
-            print(outcome.complaint, file=sys.stderr, flush=True)
-
-
-def interval(values: Sequence[float | None]) -> str:
-    """Mean ± half the 95 % interval of the mean (Student's t)."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    if len(known) < 2:
-        return f"{known[0]:.2f}"
-    half = student.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-    return f"{statistics.mean(known):.2f} ± {half:.2f}"
-
-
-def which(config: dict[str, Any]) -> tuple[list[Row], str]:
-    """The rows and the column of a run."""
-    chosen = config["choices"]
+def which(chosen: dict[str, str]) -> tuple[list[Row], str]:
+    """The rows and the column of a run, by its choices."""
     if chosen["attack"] == "none" and chosen["collusion"] == "none":
         column = "attack=none"
         group = [("trigger", chosen["trigger"])]
@@ -101,30 +75,21 @@ def which(config: dict[str, Any]) -> tuple[list[Row], str]:
 
 
 def table(folder: Path) -> None:
-    """One line for each row; ASR of a run without erasing: the mean over its last ten rounds, which one round's cohort
-    sways less than the final value; with erasing: the means before and after its erasings."""
-    import yaml
-
+    """One line for each row; a run without erasing: the mean over its last ten rounds; with erasing: the means before
+    and after its erasings."""
     cells: dict[Row, dict[str, dict[str, list[float | None]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    for path in sorted(folder.glob("*/summary.json")):
-        if not (path.parent / "done").exists():
-            continue
-        summary = json.loads(path.read_text())
-        events = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        last = [event for event in events if event["event"] == "round"][-10:]
-        found, column = which(yaml.safe_load((path.parent / "config.yaml").read_text()))
+    for each in finished(folder):
+        found, column = which(each.choices)
         for row in found:
             cell = cells[row][column]
-            if erasings := summary["erasings"]:
+            if each.summary["erasings"]:
                 for key in ("asr_before", "asr", "acc"):
-                    values = [e[key] for e in erasings if e[key] is not None]
-                    cell[key].append(statistics.mean(values) if values else None)
+                    cell[key].append(each.erased(key))
             else:
                 for key in ("asr", "acc"):
-                    values = [event[key] for event in last if event[key] is not None]
-                    cell[key].append(statistics.mean(values) if values else None)
+                    cell[key].append(each.last(key))
     print("| | " + " | ".join(f"{column}: ACC, ASR" for column in DEFENSES) + " |")
     print("|---|---|---|---|---|---|")
     for row in [row for row in rows() if row in cells]:
@@ -152,6 +117,6 @@ if __name__ == "__main__":
         only = [name for name in given.rows.split(",") if name]
         seeds = [int(seed) for seed in given.seeds.split(",")]
         # A preset's name would win over one that stands before it.
-        run(given.jobs, jobs(only, given.columns.split(","), seeds, [*given.words, f"name={given.name}"]))
+        make(jobs(only, given.columns.split(","), seeds, [*given.words, f"name={given.name}"]), given.jobs)
     else:
         table(Path(given.words[0]))

@@ -42,6 +42,7 @@ GROUPS = (
     "server_optimizer",
     "eraser",
     "erasing",
+    "detection",
     "tracker",
     "engine",
     "experiment",
@@ -60,12 +61,15 @@ CALLS = {
     "server_optimizer": "step",
     "eraser": "erase",
     "erasing": "due",
+    "detection": "screen",
     "tracker": "log",
     "engine": "run",
 }
 """What each group's component is asked to do: one that lacks it is found before any work."""
-ABSENT = ("attack", "collusion", "eraser", "tracker")
+ABSENT = ("attack", "collusion", "eraser", "detection", "tracker")
 """Groups in which a choice without a `_target_` means that there is no such component."""
+LISTS = {"erasers": "eraser", "baselines": "eraser", "detectors": "detection"}
+"""Plain keys that hold names of a group's choices, each composed on its own."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -144,8 +148,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
     config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
     _drop_stale(config, parsed, folders)
-    for key in ("erasers", "baselines"):
-        config[key] = _sections("eraser", key, config[key], parsed)
+    for key, group in LISTS.items():
+        config[key] = _sections(group, key, config[key], parsed)
     return dict(config)
 
 
@@ -165,9 +169,12 @@ def _drop_stale(config: Config, overrides: Sequence[Override], folders: Sequence
 
 
 def _sections(group: str, key: str, names: Any, overrides: Sequence[Override]) -> Config:
-    """The named choices of a group, each composed on its own: {name: section}."""
-    require(isinstance(names, list), key, names, f"must be a list of names of {group}s, such as [nad,fine_tune]")
+    """The named choices of a group, or `all` of them but `none`, each composed on its own: {name: section}."""
     found = choices(group, search_folders(overrides))
+    every = [name for name in found if name != "none"]
+    names = every if names == "all" else names
+    allowed = f"must be all or a list of names as of {group}=, such as [{','.join(every[:2])}]"
+    require(isinstance(names, list), key, names, allowed)
     for name in names:
         require(str(name) in found, key, name, f"no such {group} (there are {', '.join(found)})")
     return {str(name): OmegaConf.to_container(OmegaConf.load(found[str(name)])) or {} for name in names}
@@ -260,24 +267,25 @@ def build(config: Config) -> Parts:
                 component(group, config.get(group))
             continue
         given = {"client": built["client"]} if group == "attack" else None
-        built[group] = component(group, config.get(group), given)
+        # A run folder of an earlier version may lack a group that is there now: then it had no such component.
+        built[group] = component(group, config.get(group, {} if group in ABSENT else None), given)
     if hasattr(built["attack"], "adopt"):
         _ask("trigger", built["trigger"], "check", built["data"].facts.shape)  # while it is still there to be asked
         built["trigger"] = built["attack"].adopt(built["trigger"])
-    for key in ("erasers", "baselines"):
-        named = {name: _named(key, name, section) for name, section in getattr(settings, key).items()}
-        built[key] = {name: eraser for name, eraser in named.items() if eraser is not None}
+    for key, group in LISTS.items():
+        named = {name: _named(key, group, name, section) for name, section in getattr(settings, key).items()}
+        built[key] = {name: part for name, part in named.items() if part is not None}
     parts = Parts(settings=settings, **built)
     _check_together(parts)
     return parts
 
 
-def _named(key: str, name: str, section: Any) -> Any:
-    """One of a list of erasers; its complaints name the list."""
+def _named(key: str, group: str, name: str, section: Any) -> Any:
+    """One of a list of a group's choices; its complaints name the list."""
     try:
-        return component("eraser", section)
+        return component(group, section)
     except ConfigError as error:
-        raise ConfigError(f"{key}.{name}{error.key.removeprefix('eraser')}", error.value, error.allowed) from error
+        raise ConfigError(f"{key}.{name}{error.key.removeprefix(group)}", error.value, error.allowed) from error
 
 
 def component(group: str, section: Any, given: Mapping[str, Any] | None = None) -> Any:
@@ -320,8 +328,10 @@ def _check_together(parts: Parts) -> None:
     allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
     require(pool >= settings.clients, "clients", settings.clients, allowed)
     erasers = [parts.eraser, *parts.erasers.values(), *parts.baselines.values()]
+    detectors = [parts.detection, *parts.detectors.values()]
     for what, needs in (
         ("the eraser", any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers)),
+        ("the detector", any(each is not None and getattr(each, "needs_clean", True) for each in detectors)),
         ("the aggregator", getattr(parts.aggregator, "needs_clean", False)),
         ("the erasing policy", getattr(parts.erasing, "watches_clean_set", False)),
     ):

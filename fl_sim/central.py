@@ -22,11 +22,13 @@ from torch import nn
 
 from fl_sim.backdoor import Backdoor
 from fl_sim.checkpoint import load_tensors, save_tensors
+from fl_sim.detection import EVENT as DETECTION
+from fl_sim.detection import Screening
 from fl_sim.errors import RunError
 from fl_sim.folder import waiting, write_text
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite
 from fl_sim.models.classifier import Classifier
-from fl_sim.protocols import ClientContext, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
+from fl_sim.protocols import ClientContext, Detector, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples
 from fl_sim.schema import Central, Settings, locate
@@ -196,29 +198,38 @@ def victim_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def try_eraser(world: World, victim: Victim, name: str, eraser: Eraser, tracker: Tracker) -> dict[str, Any]:
-    """Erase a copy of the victim; logs and returns what an `erase` event says."""
-    backdoor = world.backdoor.recalling(victim.record)
-    before = evaluate(victim.model, world.test, backdoor)
-    course = Course(tracker, name, world, backdoor)
-    ctx = ServerContext(
+def _context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerContext:
+    """What a server knows that holds this model and has no clients."""
+    return ServerContext(
         round=0,
-        rng=generator(world.parts.settings.seeds.train, "central", "erase", name),
+        rng=generator(world.parts.settings.seeds.train, "central", "erase", method),
         device=world.device,
         classes=world.parts.data.facts.classes,
         clients=(),
         assumed_attackers=0,
         layout=world.layout,
-        vector=world.layout.read(victim.model),
+        vector=world.layout.read(model),
         clean=world.clean,
         augment=world.parts.data.augment,
         new_model=world.new_model,
-        fit=course.fit,
+        fit=fit_,
     )
+
+
+def try_eraser(
+    world: World, victim: Victim, name: str, eraser: Eraser, screening: Screening, tracker: Tracker
+) -> dict[str, Any]:
+    """Erase a copy of the victim and try the detectors on it; logs and returns what an `erase` event says."""
+    backdoor = world.backdoor.recalling(victim.record)
+    before = evaluate(victim.model, world.test, backdoor)
+    course = Course(tracker, name, world, backdoor)
+    ctx = _context(world, victim.model, name, course.fit)
     started = time.perf_counter()
     erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
     seconds = time.perf_counter() - started - course.scoring
     fields = {"round": 0, "eraser": name} | outcome(before, erased, world, backdoor) | {"seconds": seconds}
+    # First, so that where the eraser's result is in the record all of its detections are.
+    screening.inspect(name, erased, backdoor, replace(ctx, fit=fit))
     tracker.log("erase", **fields)
     return fields
 
@@ -238,23 +249,27 @@ def outcome(before: Score, erased: Classifier, world: World, backdoor: Backdoor)
 
 def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> dict[str, Any]:
     """Train or find the victim, try every eraser that has no result yet, and write the table."""
-    finished = _kept(folder)
+    finished, detections = _kept(folder)
     metrics = JsonLines(folder)
     both = Both(metrics, tracker)
     settings = world.parts.settings
+    screening = Screening(_detectors(world), world.test, settings.seeds.train, both, detections)
     try:
-        victim = cached_victim(world, settings.central, Quiet(both) if finished else both, config, victims_of(settings))
+        told = Quiet(both) if finished or detections else both
+        victim = cached_victim(world, settings.central, told, config, victims_of(settings))
         backdoor = world.backdoor.recalling(victim.record)
         before = evaluate(victim.model, world.test, backdoor)
+        screening.inspect(VICTIM, victim.model, backdoor, _context(world, victim.model, VICTIM, fit))
         results = []
         for name, eraser in _asked(world).items():
-            results.append(finished.get(name) or try_eraser(world, victim, name, eraser, both))
+            results.append(finished.get(name) or try_eraser(world, victim, name, eraser, screening, both))
             metrics.commit()
     finally:
         metrics.close()
     save_tensors(folder / "model_before_erasing.pt", victim.model.state_dict())
     plain = [{key: value for key, value in result.items() if key != "event"} for result in results]
-    return {"acc": before.acc, "asr": before.asr, "ra": before.ra, "seconds": victim.seconds, "erasers": plain}
+    scores = {"acc": before.acc, "asr": before.asr, "ra": before.ra, "seconds": victim.seconds, "erasers": plain}
+    return scores | ({"detections": screening.results} if screening.results else {})
 
 
 def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> None:
@@ -269,8 +284,9 @@ def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tr
     try:
         budget = {**config, "central": dataclasses.asdict(plan)}
         victim = cached_victim(world, plan, both, budget, victims_of(world.parts.settings))
+        nothing = Screening({}, world.test, world.parts.settings.seeds.train, both)
         for name, eraser in world.parts.baselines.items():
-            try_eraser(world, victim, name, eraser, both)
+            try_eraser(world, victim, name, eraser, nothing, both)
         metrics.commit()
     finally:
         metrics.close()
@@ -298,15 +314,28 @@ def _asked(world: World) -> Mapping[str, Eraser]:
     return {} if parts.eraser is None else {str(parts.settings.choices["eraser"]): parts.eraser}
 
 
-def _kept(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results of an interrupted attempt, by eraser; events of what was not finished are taken out of the file."""
+def _detectors(world: World) -> Mapping[str, Detector]:
+    """The detectors of `detectors=[...]`, or the one of `detection=`."""
+    parts = world.parts
+    if parts.settings.detectors:
+        return parts.detectors
+    return {} if parts.detection is None else {str(parts.settings.choices["detection"]): parts.detection}
+
+
+def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Results of an interrupted attempt: those of erasers by name, and those of detectors.
+
+    Events of what was not finished are taken out of the file.
+    """
     if not (folder / METRICS).exists():
-        return {}
+        return {}, []
     events = list(read_metrics(folder))
     finished = {event["eraser"]: event for event in events if event["event"] == "erase"}
-    kept = [e for e in events if e.get("eraser", e.get("method")) in {*finished, *([VICTIM] if finished else [])}]
+    detections = [e for e in events if e["event"] == DETECTION and e["model"] in {*finished, VICTIM}]
+    known = {*finished, *([VICTIM] if finished or detections else [])}
+    kept = [e for e in events if e.get("eraser", e.get("method", e.get("model"))) in known]
     write_text(folder / METRICS, "".join(json.dumps(event) + "\n" for event in kept))
-    return finished
+    return finished, detections
 
 
 def victims_of(settings: Settings) -> Path:

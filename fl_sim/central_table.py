@@ -31,16 +31,26 @@ def interval(values: Iterable[float | None]) -> tuple[float, float | None] | Non
     return statistics.mean(known), half
 
 
+def columns(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The headings by column: the scores, and the AUROC of each detector that was tried."""
+    detectors = dict.fromkeys(d["detector"] for summary in summaries for d in summary.get("detections", []))
+    *scores, seconds = zip(COLUMNS, HEADINGS[1:], strict=True)
+    return dict([*scores, *((f"auroc_{name}", f"AUROC {name}") for name in detectors), seconds])
+
+
 def rows(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
     """By method, the victim first: each column's values over the seeds."""
-    found: dict[str, dict[str, list[float | None]]] = {"victim": {column: [] for column in COLUMNS}}
+    shown = columns(summaries)
+    found: dict[str, dict[str, list[float | None]]] = {}
     for summary in summaries:
-        for column in COLUMNS:
-            found["victim"][column].append(summary.get(column))
-        for result in summary["erasers"]:
-            row = found.setdefault(result["eraser"], {column: [] for column in COLUMNS})
-            for column in COLUMNS:
-                row[column].append(result[column])
+        detected: dict[str, dict[str, Any]] = {}
+        for each in summary.get("detections", []):
+            detected.setdefault(each["model"], {})[f"auroc_{each['detector']}"] = each["auroc"]
+        for result in [summary | {"eraser": "victim"}, *summary["erasers"]]:
+            name = result["eraser"]
+            row = found.setdefault(name, {column: [] for column in shown})
+            for column in shown:
+                row[column].append((result | detected.get(name, {})).get(column))
     return found
 
 
@@ -58,22 +68,24 @@ def central_table(summaries: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table()
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading else "left")
+    table.add_column("", justify="left")
+    for heading in columns(summaries).values():
+        table.add_column(heading, justify="right")
     for method, row in rows(summaries).items():
-        table.add_row(method, *(cell(column, row[column]) for column in COLUMNS))
+        table.add_row(method, *(cell(column, values) for column, values in row.items()))
     return table
 
 
 def write_tables(summaries: Sequence[dict[str, Any]], folder: Path) -> None:
     """`table.md` and `table.csv`."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|---{'|---:' * len(COLUMNS)}|"]
+    shown = columns(summaries)
+    lines = [f"|  | {' | '.join(shown.values())} |", f"|---{'|---:' * len(shown)}|"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seeds", *(f"{column}{part}" for column in COLUMNS for part in ("", "_half_interval"))])
+    writer.writerow(["method", "seeds", *(f"{column}{part}" for column in shown for part in ("", "_half_interval"))])
     for method, row in rows(summaries).items():
-        lines.append(f"| {method} | {' | '.join(cell(column, row[column]) for column in COLUMNS)} |")
-        numbers = [part for column in COLUMNS for part in (interval(row[column]) or (None, None))]
+        lines.append(f"| {method} | {' | '.join(cell(column, values) for column, values in row.items())} |")
+        numbers = [part for values in row.values() for part in (interval(values) or (None, None))]
         writer.writerow([method, len(row["acc"]), *numbers])
     write_text(folder / "table.md", "\n".join(lines) + "\n")
     write_text(folder / "table.csv", text.getvalue())

@@ -363,10 +363,12 @@ def _what_central(config: dict[str, Any]) -> str:
 
 
 def _show_end(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    from fl_sim.console import duration, final_table
+    from fl_sim.console import detection_line, duration, final_table
     from fl_sim.summary import CURVES
 
     console.print(final_table(summary))
+    for detection in summary.get("detections", []):
+        console.print(f"detection: {detection_line(detection)}", soft_wrap=True)
     console.print(f"{summary['rounds']} rounds in {duration(summary['seconds'])}", soft_wrap=True)
     console.print(f"curves: {folder / CURVES}", soft_wrap=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -58,6 +59,8 @@ class Progress:
             self._say(
                 f"{'erasing':>15}  {fields['eraser']}  {change}{verdict}", "green" if fields["accepted"] else "red"
             )
+        elif event == "detection":
+            self._say(f"{'detection':>15}  {detection_line(fields)}  {fields['seconds']:.1f} s", "")
         elif event == "client_failed":
             self._say(f"{'warning':>15}  client {fields['client']} failed: {fields['reason']}", "red")
 
@@ -95,6 +98,16 @@ class CentralProgress(Progress):
 
 def shown(value: float | None) -> str:
     return "  –  " if value is None else f"{value:.3f}"
+
+
+def detection_line(fields: Mapping[str, Any]) -> str:
+    """Which detector, on which model, and how well it did."""
+    about = f"{fields['detector']}, {fields['model']}"
+    if fields["auroc"] is None:
+        return f"{about}: no AUROC, {fields['reason']}"
+    interval = f"[{shown(fields['auroc_low'])}, {shown(fields['auroc_high'])}]"
+    at = f"{shown(fields['tpr_at_fpr_5'])} of the stamped images at 5 % of the clean ones"
+    return f"{about}: AUROC {shown(fields['auroc'])} {interval}, {at}"
 
 
 def duration(seconds: float) -> str:

@@ -288,6 +288,30 @@ class Eraser(Protocol):
     ) -> tuple[Classifier, State]: ...
 
 
+@dataclass(frozen=True)
+class Screen:
+    """What a detector has prepared to tell the inputs of one model apart."""
+
+    score: Callable[[Tensor], Tensor]
+    """Pixels [N, C, H, W] -> a number for each [N]: the higher, the more the image looks stamped.
+
+    An image's number must not depend on the others in its batch: a served model sees one at a time.
+    """
+    state: State = field(default_factory=dict)
+    """What to remember for the next model of the run."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What the record should say of the preparation."""
+
+
+class Detector(Protocol):
+    """Tells stamped inputs from clean ones by what a server has; never changes the model; may set `needs_clean`.
+
+    The clean set is the context's; which threshold would raise an alarm is not asked, AUROC judges all of them.
+    """
+
+    def screen(self, model: Classifier, state: State, ctx: ServerContext) -> Screen: ...
+
+
 class ErasingPolicy(Protocol):
     """When the server erases, and when it refuses the result; may be `Watching`, too.
 

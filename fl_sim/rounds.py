@@ -11,14 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fl_sim.checkpoint import Checkpoints, save_tensors
+from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
+from fl_sim.detection import Screening
 from fl_sim.errors import RunError
 from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_finite
 from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator
 from fl_sim.signals import clean_score, noted, noted_erasing
-from fl_sim.tracking import METRICS, JsonLines
+from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
 from fl_sim.world import World
 
@@ -26,6 +27,7 @@ PREVIOUS = "previous global vector"
 """An entry of the attackers' briefing beside what their trigger has learned."""
 ERASED = "received model was erased"
 """Another: what attackers notice of a server whose erasing they can't foretell."""
+BEFORE_ERASING = "model_before_erasing.pt"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Federation:
                 self._round(round_)
             self._layout.load(self._model, self._vector)
             save_tensors(self._folder / "model.pt", self._model.state_dict())
+            self._detect()
         finally:
             self._metrics.close()
 
@@ -110,7 +113,7 @@ class Federation:
             record |= self._score(self._vector).fields()
         seconds = time.perf_counter() - started
         self._signals = replace(self._signals, elapsed_seconds=self._signals.elapsed_seconds + seconds)
-        self._log("round", round=t, **record, seconds=seconds)
+        self.log("round", round=t, **record, seconds=seconds)
         if self._settings.checkpoint.due(t, self._settings.rounds):
             self._save(t)
 
@@ -140,7 +143,7 @@ class Federation:
             self._previous = self._vector
         failed = {client: reply for client, reply in replies.items() if isinstance(reply, str)}
         for client, reason in failed.items():
-            self._log("client_failed", round=t, client=client, reason=reason.splitlines()[0])
+            self.log("client_failed", round=t, client=client, reason=reason.splitlines()[0])
         updates = {c: reply for c in sorted(replies) if not isinstance(reply := replies[c], str)}
         if not updates:
             reason = next(iter(failed.values()), "no replies")
@@ -241,7 +244,7 @@ class Federation:
         """Run the eraser and take its model, unless it has diverged on the clean set."""
         assert self._parts.eraser is not None
         before = self._score(self._vector)
-        save_tensors(self._folder / "model_before_erasing.pt", self._model.state_dict())
+        save_tensors(self._folder / BEFORE_ERASING, self._model.state_dict())
         ctx = self._context(t, (), "erase")
         started = time.perf_counter()
         erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
@@ -262,7 +265,7 @@ class Federation:
         record["cause"] = cause
         if refusal is not None:
             record["reason"] = refusal
-        self._log(
+        self.log(
             "erase",
             round=t,
             eraser=self._settings.choices["eraser"],
@@ -270,6 +273,22 @@ class Federation:
             seconds=seconds,
             accepted=refusal is None,
         )
+
+    def _detect(self) -> None:
+        """Try the detector on the final model; if it comes straight from an erasing, on what was erased, too."""
+        detector, settings = self._parts.detection, self._settings
+        if detector is None:
+            return
+        t, seed = settings.rounds, settings.seeds.train
+        screening = Screening({str(settings.choices["detection"]): detector}, self._world.test, seed, self)
+        ctx = self._context(t, (), "detect")
+        # Read from the record, because a resumed run may find all its rounds done.
+        erasings = [e for e in read_metrics(self._folder) if e["event"] == "erase" and e["round"] == t]
+        if any(event["accepted"] for event in erasings):
+            before = self._world.new_model()
+            before.load_state_dict(load_tensors(self._folder / BEFORE_ERASING))
+            screening.inspect("before_erasing", before, self._backdoor, ctx)
+        screening.inspect("final", self._model, self._backdoor, ctx)
 
     def _refusal(self, erased: Classifier, vector: Tensor) -> str | None:
         """Why an erased model can't replace the global one, by what a server can see; None if it can."""
@@ -296,7 +315,8 @@ class Federation:
             self._scored = vector, score
         return self._scored[1]
 
-    def _log(self, event: str, **fields: Any) -> None:
+    def log(self, event: str, **fields: Any) -> None:
+        """As a tracker: to all of the run's trackers."""
         for tracker in self._trackers:
             tracker.log(event, **fields)
 

@@ -110,6 +110,8 @@ class Settings:
     """Those that `fl-sim central` tries, by name, each composed on its own."""
     baselines: dict[str, Any] = field(default_factory=dict)
     """Those that are tried centrally beside a federated run."""
+    detectors: dict[str, Any] = field(default_factory=dict)
+    """Detectors that `fl-sim central` tries, by name, each composed on its own."""
 
     def __post_init__(self) -> None:
         plain = self.name and all(char.isalnum() or char in "-_.=+," for char in self.name) and self.name[0] != "."

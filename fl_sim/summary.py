@@ -69,6 +69,11 @@ def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         "seconds": sum(event["seconds"] for event in rounds),
         "erasing_seconds": sum(event["seconds"] for event in curves.erasings),
     }
+    detections = [
+        {key: value for key, value in e.items() if key != "event"} for e in events if e["event"] == "detection"
+    ]
+    if detections:
+        summary["detections"] = detections
     if curves.baselines:
         summary["baselines"] = [{key: value for key, value in e.items() if key != "event"} for e in curves.baselines]
     draw(curves, folder / CURVES, identity)

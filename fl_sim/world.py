@@ -25,6 +25,7 @@ from fl_sim.protocols import (
     Attack,
     Client,
     Collusion,
+    Detector,
     Eraser,
     ErasingPolicy,
     Indices,
@@ -70,11 +71,14 @@ class Parts:
     server_optimizer: ServerOptimizer
     eraser: Eraser | None
     erasing: ErasingPolicy
+    detection: Detector | None
     engine: Engine
     erasers: Mapping[str, Eraser]
     """Those that `fl-sim central` tries."""
     baselines: Mapping[str, Eraser]
     """Those that are tried centrally beside a federated run."""
+    detectors: Mapping[str, Detector]
+    """Those that `fl-sim central` tries on the victim and on every erased model."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Detectors: what tells stamped inputs from clean ones while a model is in use."""

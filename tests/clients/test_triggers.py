@@ -66,7 +66,16 @@ def test_other_sizes_are_checkerboards() -> None:
     assert checkerboard(4).tolist() == [[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
 
 
-@pytest.mark.parametrize("trigger", [BadNets(), Blend(), Blend(alpha=1.0)])
+def test_an_image_shines_through_a_faint_patch() -> None:
+    """Opacity 0.4: 0.6 · 0.5 + 0.4 = 0.7 under white, 0.3 under black; images in between alike; elsewhere nothing."""
+    out = BadNets(size=3, opacity=0.4)(grey(1, 1))[0, 0]
+    torch.testing.assert_close(out[5:, 7:], 0.3 + 0.4 * checkerboard(3))
+    assert (out == 0.5).sum() == 80 - 9
+    x = torch.rand(2, 3, 8, 8, generator=seeded())
+    torch.testing.assert_close(BadNets(2, opacity=0.4)(x), 0.6 * x + 0.4 * BadNets(2)(x))
+
+
+@pytest.mark.parametrize("trigger", [BadNets(), BadNets(opacity=0.4), Blend(), Blend(alpha=1.0)])
 def test_triggers_leave_their_input_alone(trigger: BadNets | Blend) -> None:
     x = torch.rand(4, 3, 8, 8, generator=seeded())
     original = x.clone()
@@ -108,9 +117,10 @@ def test_blends_pattern_is_fixed_uniform_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "key"), [({"size": 0}, "size"), ({"margin": -1}, "margin")], ids=["no size", "negative margin"]
+    ("knobs", "key"),
+    [({"size": 0}, "size"), ({"margin": -1}, "margin"), ({"opacity": 0.0}, "opacity"), ({"opacity": 1.1}, "opacity")],
 )
-def test_impossible_patches_are_refused(knobs: dict[str, int], key: str) -> None:
+def test_impossible_patches_are_refused(knobs: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         BadNets(**knobs)  # type: ignore[arg-type]
     assert caught.value.key == key

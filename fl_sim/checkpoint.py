@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from fl_sim.errors import RunError
-from fl_sim.interruption import undisturbed
 from fl_sim.protocols import State
+from fl_sim.writing import write_atomically
+
+__all__ = ["CHECKPOINT", "Checkpoints", "load_tensors", "save_tensors", "write_atomically"]
 
 FORMAT = 1
 CHECKPOINT = "checkpoint.pt"
 CLIENT_FOLDER = "clients"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, never a half."""
-    beside = path.with_name(f".{path.name}.part")
-    with undisturbed():
-        try:
-            with beside.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException as error:
-            beside.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise RunError(f"can't write {path}: {error.strerror or error}") from error
-            raise
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:

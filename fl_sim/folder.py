@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from fl_sim import __version__
-from fl_sim.checkpoint import write_atomically
 from fl_sim.errors import ConfigError, RunError
+from fl_sim.writing import write_atomically
 
 fcntl: ModuleType | None
 try:

@@ -66,7 +66,8 @@ def scored(screen: Screen, test: Samples, backdoor: Backdoor) -> tuple[Tensor, T
 
     Of a natural trigger, which some images carry and none gets, the clean ones are those that lack it.
     """
-    clean, stamped = [], []
+    clean: list[Tensor] = []
+    stamped: list[Tensor] = []
     for x, y in test.chunks(CHUNK):
         victims = backdoor.victims(x, y)
         natural = isinstance(backdoor.trigger, Selecting)

@@ -25,6 +25,7 @@ fl-sim: backdoor attacks and defenses in federated learning, simulated.
   fl-sim run -m KEY=A,B [...]           a sweep: one run for each combination
   fl-sim central [KEY=VALUE ...]        a centralized victim and what erasers=[A,B,...] make of it
   fl-sim resume DIR                     go on with an interrupted run, exactly
+  fl-sim report DIR ... [-o OUT]        tables, tests over seeds and curves of any number of runs: one HTML page
   fl-sim list [GROUP]                   what there is to choose from
   fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]
                                         how each partition divides the data, as a picture
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "central": _central,
         "resume": _resume,
+        "report": _report,
         "list": _list,
         "gallery": _gallery,
     }
@@ -167,6 +169,43 @@ def _resume(arguments: list[str]) -> int:
         return OK
     _show_end(summary, folder, console)
     return OK
+
+
+def _report(arguments: list[str]) -> int:
+    """Read, group and compare any number of runs; what can't be read is said and left out."""
+    out, folders = _output(arguments, "report")
+    if not folders:
+        raise ConfigError("report", "", "takes run folders, or folders that hold some: fl-sim report DIR ... [-o OUT]")
+    from fl_sim.report.files import check_target, write
+    from fl_sim.report.report import report_on
+    from fl_sim.report.tables import terminal
+    from fl_sim.report.wording import NOTE, left_out, overview
+
+    check_target(out)
+    report = report_on(folders)
+    written = write(report, out, f"Report on {', '.join(folders)}")
+    for line in left_out(report):
+        _complain(f"left out: {line}", OK)
+    console = _console()
+    console.print(terminal(report))
+    console.print(f"{overview(report)}. {NOTE}\n{' '.join(map(str, written))}", soft_wrap=True)
+    return OK
+
+
+def _output(arguments: Sequence[str], default: str) -> tuple[Path, list[str]]:
+    """What `-o` names, and the words that are no options."""
+    words = list(arguments)
+    target = default
+    if "-o" in words:
+        at = words.index("-o")
+        target = words[at + 1] if at + 1 < len(words) else ""
+        del words[at : at + 2]
+        if not target:
+            raise ConfigError("-o", "", "takes a file or a folder")
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigError(word, "", "no such option; there is -o OUT")
+    return Path(target), words
 
 
 def _sweep(overrides: list[str], flags: Mapping[str, str]) -> int:

@@ -1,0 +1,1 @@
+"""Many runs at once: what they left is read, grouped, compared and shown."""

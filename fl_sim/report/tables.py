@@ -1,0 +1,187 @@
+"""The tables of a report: CSV for programs, Markdown for a page, LaTeX for a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fl_sim.report.comparing import Comparison
+from fl_sim.report.report import Measure, Report, cell
+from fl_sim.report.wording import BY_KEY, METHOD, NOTE, left_out, marks, number, overview, p_value, seeds, sentence
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
+    "·": r"$\cdot$",
+    "²": "$^2$",
+    "α": r"$\alpha$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+}
+SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "auroc", "erasing_seconds")
+"""The columns of the tables for people; the CSV has all."""
+
+
+def configurations_csv(report: Report) -> str:
+    """A row for each configuration: mean, half interval and n of every measure, and the keys that vary."""
+    measures, keys = report.measures(), list(report.grouped.varied)
+    columns = [f"{measure.key}{part}" for measure in measures for part in ("", "_half_interval", "_n")]
+    rows = []
+    for group in report.groups:
+        numbers: list[object] = []
+        for measure in measures:
+            found = cell(group, measure.key)
+            numbers += [None, None, 0] if found is None else [found.mean, found.half, found.n]
+        finished = sum(case.finished for case in group.cases)
+        values = [group.varied.get(key) for key in keys]
+        rows.append([group.kind, group.setting, group.defense, finished, *values, *numbers])
+    # A key may be called as a column is: `kind` is one.
+    headings = ["kind", "setting", "defense", "seeds", *(f"key:{key}" for key in keys), *columns]
+    return _csv(headings, rows)
+
+
+def cases_csv(report: Report) -> str:
+    """A row for each case: one configuration under one seed, with its folder and command."""
+    measures = report.measures()
+    rows = []
+    for group in report.groups:
+        for case in group.cases:
+            source = report.sources[case.run]
+            seed = " ".join(map(str, case.seeds))
+            words = [group.kind, group.setting, group.defense, seed, source.state, source.folder, " ".join(source.argv)]
+            rows.append([*words, *(case.measures.get(measure.key) for measure in measures)])
+    headings = ["kind", "setting", "defense", "seed", "state", "folder", "command"]
+    return _csv([*headings, *(measure.key for measure in measures)], rows)
+
+
+def comparisons_csv(report: Report) -> str:
+    """A row for each comparison with a control."""
+    headings = ["kind", "setting", "defense", "against", "control", "measure", "n", "difference", "half_interval"]
+    rows = []
+    for each in report.comparisons:
+        group, result = report.groups[each.group], each.paired
+        words = [group.kind, group.setting, group.defense, each.against, report.groups[each.control].defense]
+        numbers = [result.difference.n, result.difference.mean, result.difference.half]
+        rows.append([*words, each.measure, *numbers, result.t_p, result.flip_p, each.holm_p, each.verdict])
+    return _csv([*headings, "paired_t_p", "sign_flip_p", "holm_p", "verdict"], rows)
+
+
+def _csv(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def markdown(report: Report) -> str:
+    """The table, the sentences and the tests."""
+    measures = _shown(report)
+    lines = ["# Report", "", f"{overview(report)}.", ""]
+    lines += _row(["setting", "defense", "n", *(measure.name for measure in measures)])
+    lines.append(f"|---|---|---:|{'---:|' * len(measures)}")
+    for index, group in enumerate(report.groups):
+        lines += _row([group.setting, group.defense, seeds(group), *_cells(report, index, measures)])
+    lines += ["", NOTE, "", "## In words", ""]
+    for index, group in enumerate(report.groups):
+        lines.append(f"- **{_escaped(group.label)}**: {_escaped(sentence(report, index))}")
+    if report.comparisons:
+        lines += ["", "## Comparisons", "", METHOD, ""]
+        lines += _row([*COMPARED_HEADINGS])
+        lines.append("|---|---|---|---|---:|---:|---:|---:|---:|---|")
+        lines += [line for each in report.comparisons for line in _row(comparison_cells(report, each))]
+    lines_left = left_out(report)
+    if lines_left:
+        lines += ["", "## Left out", "", *(f"- {_escaped(line)}" for line in lines_left)]
+    return "\n".join(lines) + "\n"
+
+
+COMPARED_HEADINGS = (
+    *("setting", "defense", "against", "measure", "n", "difference", "p (paired t)", "p (sign flips)"),
+    *("p (Holm)", "verdict"),
+)
+
+
+def comparison_cells(report: Report, each: Comparison) -> list[str]:
+    """A comparison as a row of words."""
+    group, result = report.groups[each.group], each.paired
+    measure = BY_KEY[each.measure]
+    ps = [p_value(p) for p in (result.t_p, result.flip_p, each.holm_p)]
+    difference = number(result.difference, measure)
+    signed = difference if difference.startswith("-") else f"+{difference}"
+    n = str(result.difference.n)
+    return [group.setting, group.defense, each.against, measure.name, n, signed, *ps, each.verdict]
+
+
+def latex(report: Report) -> str:
+    """A table for a paper, with booktabs; a block of rows for each setting."""
+    measures = _shown(report)
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{tex(f'{overview(report)}. {NOTE}')}}}",
+        f"\\begin{{tabular}}{{lr{'r' * len(measures)}}}",
+        "\\toprule",
+        " & ".join(["defense", "$n$", *(tex(measure.name) for measure in measures)]) + " \\\\",
+    ]
+    setting: tuple[str, str] | None = None
+    for index, group in enumerate(report.groups):
+        if (group.kind, group.setting) != setting:
+            setting = group.kind, group.setting
+            lines.append("\\midrule")
+            lines.append(f"\\multicolumn{{{len(measures) + 2}}}{{l}}{{\\textit{{{tex(group.setting)}}}}} \\\\")
+        cells = [group.defense, seeds(group), *_cells(report, index, measures)]
+        lines.append(" & ".join(map(tex, cells)) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX takes as it is."""
+    return "".join(LATEX.get(char, char) for char in text)
+
+
+def _shown(report: Report) -> list[Measure]:
+    return [measure for measure in report.measures() if measure.key in SHOWN]
+
+
+def _cells(report: Report, index: int, measures: Sequence[Measure]) -> Iterator[str]:
+    for measure in measures:
+        yield number(cell(report.groups[index], measure.key), measure) + marks(report, index, measure.key)
+
+
+def _row(cells: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(map(_escaped, cells))} |"]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")
+
+
+def terminal(report: Report) -> Table:
+    """For the console: what people look at first."""
+    from rich.table import Table  # imported late, as everything that only one command needs
+
+    measures = [measure for measure in _shown(report) if measure.key in ("acc", "asr", "asr_late", "erasing_seconds")]
+    table = Table()
+    for heading in ("setting", "defense", "n", *(measure.name for measure in measures)):
+        table.add_column(heading, justify="left" if heading in ("setting", "defense") else "right", overflow="fold")
+    previous = None
+    for index, group in enumerate(report.groups):
+        said = group.setting if (group.kind, group.setting) != previous else ""
+        previous = group.kind, group.setting
+        table.add_row(said, group.defense, seeds(group), *_cells(report, index, measures))
+    return table

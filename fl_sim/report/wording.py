@@ -1,0 +1,121 @@
+"""What a report says in words: one sentence for each configuration, none of which claims more than its tests allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fl_sim.report.comparing import Comparison
+from fl_sim.report.grouping import NO_DEFENSE, Group
+from fl_sim.report.report import MEASURES, Measure, Report, cell
+from fl_sim.report.statistics import LEVEL, Estimate
+
+DASH = "–"
+MARKS = {NO_DEFENSE: "†", "fine-tuning": "‡"}
+"""What stands beside a number that differs from that control's."""
+NOTE = (
+    "Mean ± half of the 95 % interval (Student's t) over n seeds; a single seed has no interval. "
+    f"{MARKS[NO_DEFENSE]} differs from no defense, {MARKS['fine-tuning']} from fine-tuning: paired over the seeds, "
+    f"p < {LEVEL} after Holm's correction over all comparisons of the same measure."
+)
+METHOD = (
+    "Compared are the same seeds in the same setting. p is the paired t test's, two-sided; where all differences are "
+    "equal it is undefined and the sign-flip permutation test's counts, whose p can't be below 2/2ⁿ (0.0625 for five "
+    "seeds). Without a corrected p below 0.05 nothing is called better or worse."
+)
+BY_KEY = {measure.key: measure for measure in MEASURES}
+
+
+def number(estimate: Estimate | None, measure: Measure) -> str:
+    """`0.987 ± 0.004`, or a dash."""
+    if estimate is None:
+        return DASH
+    mean = f"{estimate.mean:.{measure.digits}f}"
+    return mean if estimate.half is None else f"{mean} ± {estimate.half:.{measure.digits}f}"
+
+
+def marks(report: Report, group: int, measure: str) -> str:
+    """The marks of the controls from which a number differs for certain."""
+    found = report.against(group, measure)
+    return "".join(mark for name, mark in MARKS.items() if name in found and found[name].verdict in ("better", "worse"))
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return DASH
+    return f"{p:.1e}" if p < 0.0005 else f"{p:.3f}"
+
+
+def seeds(group: Group) -> str:
+    """How many seeds count, and how many are still running."""
+    waiting = sum(not case.finished for case in group.cases)
+    n = len(group.cases) - waiting
+    return f"{n}" if not waiting else f"{n} (+{waiting} unfinished)"
+
+
+def sentence(report: Report, index: int) -> str:
+    """What came of one configuration."""
+    group = report.groups[index]
+    estimates = {key: cell(group, key) for key in ("acc", "asr", "asr_late", "held")}
+    acc, asr, late = estimates["acc"], estimates["asr"], estimates["asr_late"]
+    if acc is None:
+        at = max((case.curve.at[-1] for case in group.cases if case.curve.at), default=0)
+        return f"Not finished yet: at most {at} rounds or epochs are there."
+    parts = [f"ACC {number(acc, BY_KEY['acc'])}"]
+    if asr is not None:
+        parts.append(f"ASR {number(asr, BY_KEY['asr'])}")
+    n = f"n = {acc.n}"
+    text = f"{' and '.join(parts)} at the end ({n})"
+    if late is not None:
+        text += f"; ASR {number(late, BY_KEY['asr_late'])} on average over the last third"
+    text += "."
+    if not group.attacked:
+        text += " Nobody attacks: this ASR is that of a clean model."
+    main = "asr_late" if late is not None else "asr"
+    for measure in (main, "acc"):
+        for name, found in report.against(index, measure).items():
+            text += f" {_against(found, name)}"
+    if estimates["held"] is not None:
+        text += f" Its erasings held for {number(estimates['held'], BY_KEY['held'])} rounds or more."
+    return text
+
+
+def _against(found: Comparison, name: str) -> str:
+    """One comparison in words."""
+    measure = BY_KEY[found.measure].name
+    difference = found.paired.difference
+    if found.holm_p is None:
+        return f"{measure} against {name}: {difference.mean:+.3f} with one common seed, which tests nothing."
+    change = f"{difference.mean:+.3f} ± {difference.half or 0:.3f}"
+    test = "paired t" if found.paired.t_p is not None else "sign flips"
+    evidence = f"{change}, {test}, n = {difference.n}, corrected p = {p_value(found.holm_p)}"
+    if found.verdict in ("better", "worse"):
+        way = "higher" if difference.mean > 0 else "lower"
+        return f"{measure} is {way} than with {name} ({evidence})."
+    return f"No evidence that {measure} differs from {name} ({evidence})."
+
+
+def overview(report: Report) -> str:
+    """The report in one line."""
+    cases = [case for group in report.groups for case in group.cases]
+    groups, settings = len(report.groups), len({(group.kind, group.setting) for group in report.groups})
+    n = {len(group.cases) for group in report.groups}
+    many = f"{min(n)}" if len(n) == 1 else f"{min(n)} to {max(n)}"
+    text = f"{_count(len(report.sources), 'run')}: {_count(groups, 'configuration')} in {_count(settings, 'setting')}"
+    text += f", {many} seed{'s' if n != {1} else ''} each"
+    unfinished = sum(not case.finished for case in cases)
+    return text + (f"; {unfinished} not finished" if unfinished else "")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def left_out(report: Report) -> Sequence[str]:
+    """What does not count, and why, a line each."""
+    lines = [f"{each.folder}: {each.reason}" for each in report.unread]
+    for group in report.groups:
+        lines += [
+            f"{report.sources[case.run].folder}: the same configuration and seed as another run ({group.label})"
+            for case in group.repeats
+        ]
+    return list(dict.fromkeys(lines))

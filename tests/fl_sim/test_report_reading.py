@@ -1,0 +1,212 @@
+"""What a report reads: run folders of every state, and folders that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import made
+import pytest
+
+from fl_sim.errors import ConfigError, RunError
+from fl_sim.report.cases import BESIDE, CENTRAL, cases_of, flat
+from fl_sim.report.reading import Run, Unread, read_runs
+from fl_sim.report.report import cell, report_on
+
+FOUR = [(0.5, 0.2), (0.6, 0.4), (0.7, 0.6), (0.8, 0.9)]
+
+
+def unread(*folders: Path) -> dict[str, str]:
+    return {each.folder.name: each.reason for each in read_runs(folders) if isinstance(each, Unread)}
+
+
+def test_runs_are_found_at_any_depth_once_and_in_order(tmp_path: Path) -> None:
+    """Whoever gives a sweep and one of its runs, too, must not count that run twice."""
+    made.run(tmp_path / "b" / "deep" / "two", 0, FOUR)
+    made.run(tmp_path / "a", 0, FOUR)
+    found = list(read_runs([tmp_path, tmp_path / "a", tmp_path / "b"]))
+    assert [each.folder.relative_to(tmp_path).as_posix() for each in found] == ["a", "b/deep/two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metrics.jsonl", '{"event": "round"\n', "line 1 is not JSON"),
+        ("metrics.jsonl", "[1]\n", "line 1 is not an event"),
+        ("metrics.jsonl", '{"event": "round", "round": "one"}\n', "round='one'"),
+        ("metrics.jsonl", '{"event": "round", "round": 1, "acc": "high"}\n', "acc='high'"),
+        ("metrics.jsonl", '{"event": "erase", "round": 1}\n', "lacks its eraser"),
+        ("metrics.jsonl", '{"event": "central", "method": "victim"}\n', "lacks its epoch"),
+        ("metrics.jsonl", '{"event": 3}\n', "name is 3"),
+        ("metrics.jsonl", "", "holds no scores yet"),
+        ("config.yaml", "rounds: [1", "can't read config.yaml"),
+        ("config.yaml", "!!python/object/apply:os.system ['true']", "can't read config.yaml"),
+        ("config.yaml", "- 1", "not a run's configuration"),
+        ("config.yaml", "rounds: 3", "not a run's configuration"),
+    ],
+)
+def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    """One damaged folder among many good ones must cost nothing but itself."""
+    made.run(tmp_path / "good", 0, FOUR)
+    made.run(tmp_path / "bad", 0, FOUR)
+    (tmp_path / "bad" / name).write_text(content)
+    report = report_on([tmp_path])
+    assert len(report.sources) == 1
+    assert [each.folder.name for each in report.unread] == ["bad"]
+    assert reason in report.unread[0].reason
+
+
+def test_foreign_folders(tmp_path: Path) -> None:
+    """A folder without a run is told; one that is not there was a mistake of whoever typed it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "metrics.jsonl").write_text("")
+    assert unread(tmp_path / "empty", tmp_path / "half").keys() == {"empty", "half"}
+    with pytest.raises(ConfigError, match="no such folder"):
+        list(read_runs([tmp_path / "none"]))
+    with pytest.raises(RunError, match="nothing to report"):
+        report_on([tmp_path])
+
+
+def test_a_run_without_meta_json_or_with_unknown_fields_is_read(tmp_path: Path) -> None:
+    """Later versions add events and fields; older ones lack files."""
+    folder = made.run(tmp_path / "run", 0, FOUR, {"event": "detection", "round": 4, "auroc": 0.75, "new": [1]})
+    (folder / "meta.json").unlink()
+    [found] = read_runs([folder])
+    assert isinstance(found, Run)
+    assert found.argv == []
+    assert not found.central
+    [case] = cases_of(found, 0)
+    assert case.measures["auroc"] == 0.75
+
+
+def test_an_unfinished_run_has_a_curve_but_no_final_numbers(tmp_path: Path) -> None:
+    """Its last round is not its end; in the mean it would pull the finished ones."""
+    made.run(tmp_path / "0", 0, FOUR)
+    made.run(tmp_path / "1", 1, FOUR[:2], planned=4, done=False)
+    with (tmp_path / "1" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "round", "rou')  # what a crash leaves
+    report = report_on([tmp_path])
+    [group] = report.groups
+    assert [case.finished for case in group.cases] == [True, False]
+    assert report.sources[1].state == "unfinished: round 2 of 4"
+    assert list(group.cases[1].curve.at) == [1, 2]
+    found = cell(group, "acc")
+    assert found is not None
+    assert (found.mean, found.half, found.n) == (0.8, None, 1)
+
+
+def test_a_copy_without_its_done_file_is_finished_if_all_rounds_are_there(tmp_path: Path) -> None:
+    made.run(tmp_path / "0", 0, FOUR, done=False)
+    assert report_on([tmp_path]).sources[0].state == "finished"
+
+
+def test_the_measures_of_a_federated_run(tmp_path: Path) -> None:
+    """By hand: the last third of four rounds is rounds 3 and 4; the erasing after round 2 found ASR 0.95, left 0.4.
+
+    0.6 in round 3 is above half of 0.95, so that it held for one round. That of round 4 could not be watched.
+    """
+    events = [made.erase(2, (0.62, 0.95), (0.6, 0.4), der=0.7), made.erase(4, (0.8, 0.99), (0.8, 0.9), der=0.5)]
+    rates = [{"event": "round", "round": 5, "seconds": 1.0, "tpr": 0.5, "fpr": 0.25}]
+    made.run(tmp_path / "run", 0, FOUR, *events, *rates, eraser="nad")
+    [run] = read_runs([tmp_path])
+    assert isinstance(run, Run)
+    [case] = cases_of(run, 0)
+    assert case.measures == pytest.approx(
+        {
+            "acc": 0.8,
+            "asr": 0.9,
+            "acc_late": 0.75,
+            "asr_late": 0.75,
+            "asr_max": 0.99,
+            "der": 0.6,
+            "held": 1.0,
+            "tpr": 0.5,
+            "fpr": 0.25,
+            "seconds": 5.0,
+            "erasing_seconds": 1.0,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("asrs", "held"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], 2.0),  # erased after round 2, not back by round 4: two rounds at least
+        ([0.1, 0.2, 0.6, 0.7], 1.0),
+        ([0.1, 0.9, 0.9, 0.9], 0.0),  # never erased
+    ],
+)
+def test_how_long_an_erasing_held(tmp_path: Path, asrs: list[float], held: float) -> None:
+    """Until ASR is above half of the 1.0 that it found."""
+    erase = made.erase(2, (0.9, 1.0), (0.9, asrs[1]))
+    made.run(tmp_path / "run", 0, [(0.9, asr) for asr in asrs], erase, eraser="nad")
+    [group] = report_on([tmp_path]).groups
+    assert group.cases[0].measures["held"] == held
+
+
+def test_a_refused_erasing_holds_nothing_and_ends_nothing(tmp_path: Path) -> None:
+    """The first held through the refused one, until round 4."""
+    first = made.erase(1, (0.9, 1.0), (0.9, 0.1))
+    refused = made.erase(2, (0.9, 0.2), (0.1, 0.0), accepted=False, reason="it fell")
+    made.run(tmp_path / "run", 0, [(0.9, asr) for asr in (0.1, 0.2, 0.3, 0.8)], first, refused, eraser="nad")
+    [group] = report_on([tmp_path]).groups
+    assert group.cases[0].measures["held"] == 3.0
+
+
+def central(folder: Path, seed: int, *erasers: str) -> Path:
+    """A centralized run: a victim of ACC 0.9 and ASR 1, erasers that leave ASR 0.1, 0.2, ..."""
+    events = [
+        {"event": "central", "round": 0, "method": "victim", "epoch": e, "acc": 0.4 * e, "asr": 1} for e in (1, 2)
+    ]
+    for number, name in enumerate(erasers, start=1):
+        events.append({"event": "central", "round": 0, "method": name, "epoch": 1, "acc": 0.5, "asr": 0.5})
+        events.append(made.erase(0, (0.9, 1.0), (0.85, number / 10), eraser=name))
+    config = made.config(seed, 30, erasers={name: {"_target_": name, "lr": 0.1} for name in erasers})
+    return made.write(folder, config, events, ["fl-sim", "central"])
+
+
+def test_a_centralized_run_is_a_victim_and_what_each_eraser_made_of_it(tmp_path: Path) -> None:
+    """The victim is the control of its erasers; its exact scores are those that the erasers found."""
+    central(tmp_path / "run", 0, "nad", "fine_tune")
+    report = report_on([tmp_path])
+    found = {group.defense: (group.kind, group.cases[0].measures) for group in report.groups}
+    assert {name: kind for name, (kind, _) in found.items()} == dict.fromkeys(
+        ("no defense", "nad", "fine_tune"), CENTRAL
+    )
+    assert found["no defense"][1] == {"acc": 0.9, "asr": 1.0}
+    assert found["nad"][1] == {"acc": 0.85, "asr": 0.1, "erasing_seconds": 0.5}
+    assert len({group.setting for group in report.groups}) == 1
+
+
+def test_centralized_runs_with_other_erasers_share_their_victim(tmp_path: Path) -> None:
+    """Two lists of erasers on one victim: the victim is the same number twice and counts once."""
+    central(tmp_path / "a", 0, "nad")
+    central(tmp_path / "b", 0, "fine_tune")
+    report = report_on([tmp_path])
+    assert {group.defense: (len(group.cases), len(group.repeats)) for group in report.groups} == {
+        "no defense": (1, 1),
+        "fine_tune": (1, 0),
+        "nad": (1, 0),
+    }
+
+
+def test_baselines_beside_a_run_are_cases_of_their_own(tmp_path: Path) -> None:
+    events = [{"event": "central", "round": 0, "method": "victim", "epoch": 1, "acc": 0.9, "asr": 1.0}]
+    events.append(made.erase(0, (0.9, 1.0), (0.8, 0.1), eraser="fine_tune"))
+    made.run(tmp_path / "run", 0, FOUR, *events, baselines={"fine_tune": {"lr": 0.1}})
+    kinds = [(group.kind, group.defense) for group in report_on([tmp_path]).groups]
+    assert kinds == [("federated", "no defense"), (BESIDE, "no defense"), (BESIDE, "fine_tune")]
+
+
+def test_what_decides_no_number_is_no_key() -> None:
+    """Folders, names, workers, trackers and descriptions; and when an absent eraser would have run."""
+    config = made.config(
+        3, 4, engine={"_target_": "x", "workers": 2, "precision": "float32"}, tracker={"_target_": "y"}
+    )
+    keys = flat(config | {"erasing": {"_target_": "z", "rounds": 10}})
+    assert set(keys) == {"rounds", "engine.precision", *made.CHOICES, "aggregator", "eraser"}
+    with_eraser = flat(made.config(3, 4, eraser="nad", erasing=("every", {"rounds": 10})))
+    assert with_eraser["erasing.rounds"] == "10"
+    assert json.dumps(with_eraser)
+    assert "eraser.paper" not in with_eraser

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fl_sim.attention_picture import Album
 from fl_sim.backdoor import Backdoor
 from fl_sim.checkpoint import load_tensors, save_tensors
 from fl_sim.detection import EVENT as DETECTION
@@ -218,8 +219,8 @@ def _context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerC
 
 def try_eraser(
     world: World, victim: Victim, name: str, eraser: Eraser, screening: Screening, tracker: Tracker
-) -> dict[str, Any]:
-    """Erase a copy of the victim and try the detectors on it; logs and returns what an `erase` event says."""
+) -> tuple[dict[str, Any], Classifier]:
+    """Erase a copy of the victim and try the detectors on it; logs and returns an `erase` event, and the model."""
     backdoor = world.backdoor.recalling(victim.record)
     before = evaluate(victim.model, world.test, backdoor)
     course = Course(tracker, name, world, backdoor)
@@ -231,7 +232,7 @@ def try_eraser(
     # First, so that where the eraser's result is in the record all of its detections are.
     screening.inspect(name, erased, backdoor, replace(ctx, fit=fit))
     tracker.log("erase", **fields)
-    return fields
+    return fields, erased
 
 
 def outcome(before: Score, erased: Classifier, world: World, backdoor: Backdoor) -> dict[str, Any]:
@@ -260,10 +261,18 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: 
         backdoor = world.backdoor.recalling(victim.record)
         before = evaluate(victim.model, world.test, backdoor)
         screening.inspect(VICTIM, victim.model, backdoor, _context(world, victim.model, VICTIM, fit))
+        album = Album(folder, world.test, backdoor, settings.seeds.data)
+        if not finished:
+            album.start(VICTIM, victim.model)
         results = []
         for name, eraser in _asked(world).items():
-            results.append(finished.get(name) or try_eraser(world, victim, name, eraser, screening, both))
+            if name in finished:
+                results.append(finished[name])
+                continue
+            fields, erased = try_eraser(world, victim, name, eraser, screening, both)
+            results.append(fields)
             metrics.commit()
+            album.add(name, erased)
     finally:
         metrics.close()
     save_tensors(folder / "model_before_erasing.pt", victim.model.state_dict())

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fl_sim.attention_picture import draw_attention
 from fl_sim.build import CHOICES, Config, config_hash, to_text, world_of
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
@@ -133,6 +134,7 @@ def _central_to_end(config: Config, world: World, folder: Path) -> dict[str, Any
     write_json(folder / SUMMARY, summary)
     mark_done(folder)
     return summary
+    draw_attention(folder)
 
 
 def _run_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
@@ -150,3 +152,4 @@ def _run_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
     summary = summarise(folder, identity)
     mark_done(folder)
     return summary
+    draw_attention(folder)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
@@ -251,6 +252,8 @@ class Federation:
         seconds = time.perf_counter() - started
         self._signals = noted_erasing(self._signals, seconds)
         vector = self._layout.read(erased)
+        album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
+        album.start("before", self._model)
         refusal = self._refusal(erased, vector)
         if refusal is None:
             self._vector = vector
@@ -279,6 +282,7 @@ class Federation:
         detector, settings = self._parts.detection, self._settings
         if detector is None:
             return
+        album.add(str(self._settings.choices["eraser"]), erased)
         t, seed = settings.rounds, settings.seeds.train
         screening = Screening({str(settings.choices["detection"]): detector}, self._world.test, seed, self)
         ctx = self._context(t, (), "detect")

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from fl_sim import central, execution
-from fl_sim.build import compose_config
+from fl_sim.build import compose_config, conf_folder
 from fl_sim.central import equal_budget, pooled, victim_hash, watched
 from fl_sim.central_table import cell, interval
 from fl_sim.cli import FAILED, OK, main
@@ -64,6 +64,14 @@ def test_a_central_run_leaves_its_epochs_its_table_and_its_summary(
     assert float(table[1]["acc"]) == erased[0]["acc"]
     assert "reinit_head" in (folder / "table.md").read_text()
     assert "reinit_head" in capsys.readouterr().out
+
+
+def test_all_means_every_eraser_there_is() -> None:
+    """But `none`. `baselines=all` is the same."""
+    every = {path.stem for path in (conf_folder() / "eraser").glob("*.yaml")} - {"none"}
+    assert set(compose_config(["experiment=all_erasers"])["erasers"]) == every
+    assert set(tiny.tiny("baselines=all")["baselines"]) == every
+    assert "none" in compose_config(["erasers=[none]"])["erasers"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -245,6 +253,7 @@ def test_intervals_by_hand() -> None:
     ("line", "key"),
     [
         ("erasers=nad", "erasers"),
+        ("erasers=every", "erasers"),
         ("erasers=[nda]", "erasers"),
         ("baselines=[nad,7]", "baselines"),
         ("central.epochs=0", "central.epochs"),

@@ -29,6 +29,8 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
     try:
         world = world_of(to_text(config))
         _check_erasers(world)
+        if hasattr(world.parts.engine, "check_machine"):
+            world.parts.engine.check_machine(world.parts.settings.device)
         if fresh:
             world.initial_model()  # finds a bad `init` now; a checkpoint holds all that it gave
     except (MemoryError, RuntimeError) as error:

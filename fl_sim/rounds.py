@@ -195,9 +195,11 @@ class Federation:
             self._signals = noted(self._signals, step, result.kept, self._clean_score())
         record: dict[str, Any] = {"clients": len(clients), "malicious": sum(attacking)}
         record["train_loss"] = sum(update.loss for update in updates.values()) / len(updates)
-        known = [update.accuracy for update in updates.values() if update.accuracy is not None]
+        known = {str(client): each.accuracy for client, each in updates.items() if each.accuracy is not None}
         if known:
-            record |= {"client_acc": sum(known) / len(known), "client_acc_min": min(known)}
+            accuracies = known.values()
+            record |= {"client_acc": sum(accuracies) / len(known), "client_acc_min": min(accuracies)}
+            record["client_accs"] = known
         if result.kept is not None:
             record |= detection_rates(attacking, [not keep for keep in result.kept.tolist()])
         return record

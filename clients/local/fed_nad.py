@@ -63,7 +63,7 @@ class FedNad(Plain):
     """Trains a private teacher on its own samples and distils its attention into the received model.
 
     The teacher takes `teacher_epochs` at rate `teacher_lr` (null: as the student). A share `held_out` of the client's
-    samples is never trained on; the accuracy there of what the client sends becomes `client_acc`.
+    samples is never trained on; what the client sends is scored there: `client_accs`, their mean and their minimum.
     """
 
     teacher_epochs: int | None = None

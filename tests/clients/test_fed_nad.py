@@ -222,7 +222,9 @@ def test_an_interrupted_run_keeps_its_teachers(tmp_path: Path, monkeypatch: pyte
     models = [torch.load(folder / "model.pt") for folder in (whole, tmp_path / "broken")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     for event in tiny.events(whole, "round"):
+        each = event["client_accs"].values()
         assert 0 <= event["client_acc_min"] <= event["client_acc"] <= 1
+        assert (min(each), sum(each) / len(each)) == (event["client_acc_min"], event["client_acc"])
     # The control: clients that forget give other numbers, so a lost teacher would have been noticed.
     remembering = FedNad.update
 
@@ -238,6 +240,7 @@ def test_only_clients_that_were_honest_have_teachers_and_only_such_clients_are_s
     folder = tiny.run(tmp_path / "run", *RUN, "clients_per_round=6", "rounds=1")
     owners = {path.name.split("_")[0] for path in (folder / "clients").iterdir()}
     assert len(owners) == 4
+    assert set(tiny.events(folder, "round")[0]["client_accs"]) == owners
     assert all(set(torch.load(path)) == {TEACHER} for path in (folder / "clients").iterdir())
     plain = tiny.run(tmp_path / "plain", "rounds=1")
     assert "client_acc" not in tiny.events(plain, "round")[0]

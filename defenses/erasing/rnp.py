@@ -7,11 +7,12 @@ backdoor are of no use to the clean task, and their masks fall. Prune those filt
 From the official code: ascent by SGD 0.01, momentum 0.9, weight decay 5e-4, batch 128, 20 epochs at most, until the
 training accuracy is 0.2; masks by SGD 0.2, momentum 0.9, 20 epochs, loss × 0.2; batch normalisation in train mode in
 both. Its gradient clipping stands before the backward pass and does nothing, so there is none here. Deviations:
-`unlearning_min_steps` gives ascent on a small clean set as many steps as the paper's 500 images; the masks' rate is
-0.05, since 0.2 drives many masks of a network of a hundred channels to exactly 0, where no threshold tells them
-apart; the threshold is the largest of the masks' own values whose accuracy on the held-out fifth of the clean set
-stays within `tolerance`, where public code takes test ASR into account. The paper's by-product, the backdoor's label
-(what the unlearned model predicts most), serves no step and is not computed.
+`unlearning_min_steps` lets ascent on a small clean set go on until it is at the floor, where the code's 20 epochs may
+end long before; among masks that have come to exactly 0, which no threshold tells apart, those that came there first
+are pruned first (their masks count as minus their share of the steps spent at 0); the threshold is the largest of the
+masks' own values whose accuracy on the held-out fifth of the clean set stays within `tolerance`, where public code
+takes test ASR into account. The paper's by-product, the backdoor's label (what the unlearned model predicts most),
+serves no step and is not computed.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Rnp:
     accuracy_floor: float = 0.2
     unlearning_lr: float = 0.01
     unlearning_epochs: int = 20
-    unlearning_min_steps: int = 80
-    recovery_lr: float = 0.05
+    unlearning_min_steps: int = 400
+    recovery_lr: float = 0.2
     recovery_epochs: int = 20
     recovery_weight: float = 0.2
     batch_size: int = 128
@@ -106,11 +107,14 @@ class Rnp:
         def recovery(student: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return self.recovery_weight * F.cross_entropy(masked_logits(student, x, masks), y)
 
-        def clip(_student: nn.Module) -> None:
-            for mask in masks.values():
-                mask.data.clamp_(0, 1)
+        idle = {name: torch.zeros_like(mask) for name, mask in masks.items()}
 
-        ctx.fit(
+        def clip(_student: nn.Module) -> None:
+            for name, mask in masks.items():
+                mask.data.clamp_(0, 1)
+                idle[name] += mask.detach() == 0
+
+        fitted = ctx.fit(
             frozen,
             training,
             torch.optim.SGD(masks.values(), lr=self.recovery_lr, momentum=self.momentum),
@@ -120,4 +124,5 @@ class Rnp:
             objective=recovery,
             after_step=[clip],
         )
-        return {name: mask.detach() for name, mask in masks.items()}
+        # Masks that have all come to 0 would share one threshold: the longer one has been there, the sooner it goes.
+        return {name: torch.where(mask == 0, -idle[name] / fitted.steps, mask.detach()) for name, mask in masks.items()}

@@ -29,7 +29,7 @@ from fl_sim.models.vgg import Vgg11Bn
 from fl_sim.models.vit import VitTiny
 from fl_sim.models.wide_resnet import WideResNet
 from fl_sim.protocols import Eraser
-from fl_sim.pruning import head_weight, last_map, masked_logits, named_norms, prune, scaled, units_to_keep
+from fl_sim.pruning import head_weight, last_map, masked_logits, named_norms, prune, scaled, thresholded, units_to_keep
 
 QUICK: dict[str, Any] = {
     "rnp": Rnp(unlearning_epochs=2, recovery_epochs=3, batch_size=16),
@@ -262,6 +262,35 @@ def test_rnp_masks_are_those_of_descent_on_the_masks_alone(trained: Classifier) 
     for (name, one), slope in zip(ones.items(), torch.autograd.grad(loss, list(ones.values())), strict=True):
         torch.testing.assert_close(masks[name], (one.detach() - 0.3 * slope).clamp(0, 1), rtol=1e-4, atol=1e-5)
     assert all(p.grad is None for p in unlearned.parameters())
+
+
+def test_rnp_tells_masks_apart_that_have_all_come_to_zero(trained: Classifier) -> None:
+    """A rate so high that the masks of useless channels are 0 after a few steps. Each such mask is minus the share of
+    the steps it has spent there, of twelve steps a multiple of 1/12: several thresholds, where 0 alone is one."""
+    rnp = Rnp(recovery_epochs=3, batch_size=16, recovery_lr=100.0, augment=False)
+    masks = torch.cat([*rnp.recover(small_model(seed=4), spotted(64), server_context(trained)).values()])
+    idle = masks[masks <= 0]
+    assert float(masks.max()) <= 1
+    assert len(idle.unique()) > 2
+    assert float(idle.max()) < 0
+    assert float(idle.min()) >= -1
+    torch.testing.assert_close(12 * idle, (12 * idle).round())
+
+
+def test_rnp_is_not_stopped_by_many_masks_at_zero(default_victim: Victim) -> None:
+    """As many steps as the paper's 500 images take drive so many masks to 0 that pruning them all would cost more than
+    is allowed; those that came there first can still go. (Without an order among them nothing was pruned.)"""
+    v = default_victim
+    rnp = Rnp(recovery_epochs=80)
+    validation, training = v.clean.stratified(0.2, v.context().rng)
+    ctx = v.context()
+    masks = rnp.recover(rnp.unlearn(v.model, training, ctx), training, ctx)
+    floor = 0.9 * accuracy(v.model, validation)
+    assert accuracy(thresholded(v.model, masks, 0.0), validation) < floor
+    pruned = prune(v.model, masks, validation, rnp.tolerance)
+    assert accuracy(pruned, validation) >= floor
+    zeros = sum(int((pruned.get_parameter(name) == 0).sum()) for name in masks)
+    assert 0 < zeros < sum(int((mask <= 0).sum()) for mask in masks.values())
 
 
 def test_anps_noise_is_added_to_masks_and_multiplies_biases() -> None:

@@ -6,7 +6,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_sim.build import world_of
+from fl_sim.build import config_text, world_of
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
 from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
 from fl_sim.randomness import generator
@@ -20,7 +20,7 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the client that the order names, honestly or not, and reply with its update."""
-    world = world_of(str(context.run_config["config"]))
+    world = world_of(config_text(context.run_config))
     order = message.content.config_records["order"]
     client = int(order["client"])  # type: ignore[arg-type]
     received = to_tensor(message.content.array_records["model"]["vector"], world.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
@@ -352,6 +353,16 @@ def _ask(group: str, part: Any, call: str, *arguments: Any) -> None:
 def to_text(config: Config) -> str:
     """A configuration as one line of JSON: Flower's run config takes only scalars."""
     return json.dumps(config, sort_keys=True)
+
+
+def config_text(run_config: Mapping[str, object]) -> str:
+    """The composed configuration that Flower's run config carries: as it stands, or as the overrides that make it."""
+    return str(run_config["config"]) or _composed_text(str(run_config.get("overrides", "")))
+
+
+@lru_cache(maxsize=1)
+def _composed_text(overrides: str) -> str:
+    return to_text(compose_config(shlex.split(overrides)))
 
 
 def config_hash(config: Config) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from omegaconf import OmegaConf
 
@@ -53,17 +53,26 @@ def _check_erasers(world: World) -> None:
                 raise error.within(key) from error
 
 
-def start(config: Config, folder: Path, argv: list[str]) -> dict[str, Any]:
+Execute: TypeAlias = Callable[[Config, World, Path], None]
+
+
+def on_its_engine(config: Config, world: World, folder: Path) -> None:
+    """Execute a run's rounds on the engine that its configuration names."""
+    run_config = {"config": to_text(config), "folder": str(folder)}
+    world.parts.engine.run(run_config, world.parts.settings.clients, world.device)
+
+
+def start(config: Config, folder: Path, argv: list[str], execute: Execute = on_its_engine) -> dict[str, Any]:
     """Execute a run in a fresh folder; returns its summary. `argv` says whether it is a federated or a central one."""
     world = prepare(config)
     with alone(folder):
         # The configuration last: where it is, a run can be resumed, and META says which kind of run.
         write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        return _to_end(config, world, folder)
+        return _to_end(config, world, folder, execute)
 
 
-def resume(folder: Path) -> dict[str, Any]:
+def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; a finished one is left as it is."""
     if not folder.is_dir():
         raise RunError(f"can't resume {folder}: no such folder")
@@ -71,7 +80,7 @@ def resume(folder: Path) -> dict[str, Any]:
         if is_done(folder) and (folder / SUMMARY).exists():
             return read_json(folder / SUMMARY)
         config = read_config(folder)
-        return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder)
+        return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder, execute)
 
 
 def read_config(folder: Path) -> Config:
@@ -115,8 +124,10 @@ def is_central(folder: Path) -> bool:
     return "central" in argv[1:2]
 
 
-def _to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
-    return (_central_to_end if is_central(folder) else _run_to_end)(config, world, folder)
+def _to_end(config: Config, world: World, folder: Path, execute: Execute) -> dict[str, Any]:
+    if is_central(folder):
+        return _central_to_end(config, world, folder)
+    return _run_to_end(config, world, folder, execute)
 
 
 def _identity(config: Config, world: World) -> dict[str, Any]:
@@ -139,10 +150,10 @@ def _central_to_end(config: Config, world: World, folder: Path) -> dict[str, Any
     draw_attention(folder)
 
 
-def _run_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
+def _run_to_end(config: Config, world: World, folder: Path, execute: Execute) -> dict[str, Any]:
     settings = world.parts.settings
     try:
-        world.parts.engine.run({"config": to_text(config), "folder": str(folder)}, settings.clients, world.device)
+        execute(config, world, folder)
     except ConfigError as error:
         raise RunError(str(error)) from error
     if world.parts.baselines:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,24 +13,66 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fl_sim.build import trackers_of, world_of
+from fl_sim.build import Config, build, config_text, to_text, trackers_of, world_of
 from fl_sim.console import Progress
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
+from fl_sim.errors import RunError
+from fl_sim.execution import resume, start
+from fl_sim.folder import new_run_folder
 from fl_sim.protocols import State, Update
 from fl_sim.rounds import Federation, Order
+from fl_sim.world import World
 
 app = ServerApp()
+PATIENCE = "patience-seconds"
+"""How long to wait for as many nodes as clients: a key that only Flower's own run config has (pyproject.toml)."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run, or go on with, the run whose config and folder the run config names."""
-    config = str(context.run_config["config"])
-    folder = Path(str(context.run_config["folder"]))
+    """Run, or go on with, the run whose config and folder the run config names.
+
+    fl-sim's engines leave the run's beginning and end to fl-sim; under `flwr run` there is nobody else to see to them.
+    """
+    if PATIENCE in context.run_config:
+        _from_beginning_to_end(grid, context.run_config)
+    else:
+        _federate(str(context.run_config["config"]), Path(str(context.run_config["folder"])), grid)
+
+
+def _federate(config: str, folder: Path, grid: Grid) -> None:
     world = world_of(config)
     settings = world.parts.settings
     with Progress(settings.rounds, title=settings.name) as progress:
         Federation(world, GridExchange(grid), folder, [*trackers_of(config, folder), progress]).run()
+
+
+def _from_beginning_to_end(grid: Grid, run_config: Mapping[str, object]) -> None:
+    """A run under Flower's own command, with everything that a run folder holds; one that is there already goes on."""
+    text = config_text(run_config)
+    settings = build(config := json.loads(text)).settings
+    await_nodes(grid, settings.clients, float(str(run_config[PATIENCE])))
+
+    def execute(config: Config, world: World, folder: Path) -> None:
+        with world.parts.engine.computing():
+            _federate(to_text(config), folder, grid)
+
+    folder = Path(str(run_config["folder"] or new_run_folder(settings.output, settings.name)))
+    if (folder / "config.yaml").exists():
+        resume(folder, execute)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        start(config, folder, ["flwr", "run"], execute)
+
+
+def await_nodes(grid: Grid, clients: int, seconds: float) -> None:
+    """Wait until there is a node for each client."""
+    until = time.monotonic() + seconds
+    while (there := len(list(grid.get_node_ids()))) < clients:
+        if time.monotonic() > until:
+            advice = f'in a simulation: flwr run . --federation-config "num-supernodes={clients}"'
+            raise RunError(f"clients={clients}: only {there} nodes after {seconds:g} seconds; {advice}")
+        time.sleep(0.1)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, u
 from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
 from fl_sim.randomness import generator
 from fl_sim.rounds import ERASED, PREVIOUS
-from fl_sim.training import fit
+from fl_sim.together.meeting import client_fit
 from fl_sim.world import World
 
 app = ClientApp()
@@ -38,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
         layout=world.layout,
         received=received,
         augment=world.parts.data.augment,
-        fit=fit,
+        fit=client_fit(),
         private=unpack(context.state, world.device),
         threatening=threatening,
     )

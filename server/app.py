@@ -84,6 +84,13 @@ class KeepsStates(Protocol):
     def restore(self, states: Mapping[int, State]) -> None: ...
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A Grid that has something to say about the last round."""
+
+    def facts(self) -> Mapping[str, int]: ...
+
+
 class GridExchange:
     """Orders as Flower Messages: the i-th node in sorted order serves client i for the whole run."""
 
@@ -120,6 +127,9 @@ class GridExchange:
     def restore(self, states: Mapping[int, State]) -> None:
         if isinstance(self._grid, KeepsStates):
             self._grid.restore(states)
+
+    def facts(self) -> Mapping[str, int]:
+        return self._grid.facts() if isinstance(self._grid, Telling) else {}
 
     def _read(self, reply: Message, vector: Tensor) -> Update | str:
         if reply.has_error():

@@ -168,12 +168,15 @@ class InProcess:
         """Execute one run, from its first round or from its checkpoint on."""
         server = cast(ServerApp, load_app(self.server_app))
         client = cast(ClientApp, load_app(self.client_app))
-        grid = InProcessGrid(client, clients, run_config, self._worker_count(device))
+        grid = self.grid(client, clients, run_config, self._worker_count(device))
         try:
             with self.computing():
                 server(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(run_config)))
         finally:
             grid.close()
+
+    def grid(self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int) -> InProcessGrid:
+        return InProcessGrid(app, nodes, run_config, workers)
 
     def _worker_count(self, device: torch.device) -> int:
         if self.workers != "auto":

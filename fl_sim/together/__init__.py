@@ -1,0 +1,1 @@
+"""Training several clients as one network, exactly as each would train alone."""

@@ -15,7 +15,8 @@ from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
-from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
+from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_finite
+from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator
 from fl_sim.signals import clean_score, noted, noted_erasing
@@ -251,16 +252,16 @@ class Federation:
         assert self._parts.eraser is not None
         before = self._score(self._vector)
         save_tensors(self._folder / BEFORE_ERASING, self._model.state_dict())
-        album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
-        album.start("before", self._model)
         ctx = self._context(t, (), "erase")
         started = time.perf_counter()
         erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
         seconds = time.perf_counter() - started
         self._signals = noted_erasing(self._signals, seconds)
         vector = self._layout.read(erased)
-        refused = refusal(self._model, erased, self._world.clean, self._parts.erasing.floor)
-        if refused is None:
+        album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
+        album.start("before", self._model)
+        refusal = self._refusal(erased, vector)
+        if refusal is None:
             self._vector = vector
             self._states["eraser"] = memory
             self._erased_after = t
@@ -271,23 +272,23 @@ class Federation:
             record["der"] = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
         record |= {"ra_before": before.ra, "ra": after.ra if after else None}
         record["cause"] = cause
-        if refused is not None:
-            record["reason"] = refused
+        if refusal is not None:
+            record["reason"] = refusal
         self.log(
             "erase",
             round=t,
             eraser=self._settings.choices["eraser"],
             **record,
             seconds=seconds,
-            accepted=refused is None,
+            accepted=refusal is None,
         )
-        album.add(str(self._settings.choices["eraser"]), erased)
 
     def _detect(self) -> None:
         """Try the detector on the final model; if it comes straight from an erasing, on what was erased, too."""
         detector, settings = self._parts.detection, self._settings
         if detector is None:
             return
+        album.add(str(self._settings.choices["eraser"]), erased)
         t, seed = settings.rounds, settings.seeds.train
         screening = Screening({str(settings.choices["detection"]): detector}, self._world.test, seed, self)
         ctx = self._context(t, (), "detect")
@@ -298,6 +299,19 @@ class Federation:
             before.load_state_dict(load_tensors(self._folder / BEFORE_ERASING))
             screening.inspect("before_erasing", before, self._backdoor, ctx)
         screening.inspect("final", self._model, self._backdoor, ctx)
+
+    def _refusal(self, erased: Classifier, vector: Tensor) -> str | None:
+        """Why an erased model can't replace the global one, by what a server can see; None if it can."""
+        if not is_finite(vector):
+            return "the erased model holds NaN or infinity"
+        clean = self._world.clean
+        if clean is None:
+            return None
+        had, has = accuracy(self._model, clean), accuracy(erased, clean)
+        floor = self._parts.erasing.floor
+        if has < floor * had:
+            return f"clean-set accuracy fell from {had:.3f} to {has:.3f}, below {floor:g} of it"
+        return None
 
     def _score(self, vector: Tensor) -> Score:
         """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""

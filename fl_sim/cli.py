@@ -26,6 +26,8 @@ fl-sim: backdoor attacks and defenses in federated learning, simulated.
   fl-sim central [KEY=VALUE ...]        a centralized victim and what erasers=[A,B,...] make of it
   fl-sim resume DIR                     go on with an interrupted run, exactly
   fl-sim report DIR ... [-o OUT]        tables, tests over seeds and curves of any number of runs: one HTML page
+  fl-sim compare DIR DIR [-o FILE]      where two runs differ, and what came of it
+  fl-sim replay DIR                     run it once more: does it still give the same numbers?
   fl-sim list [GROUP]                   what there is to choose from
   fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]
                                         how each partition divides the data, as a picture
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "central": _central,
         "resume": _resume,
         "report": _report,
+        "compare": _compare,
+        "replay": _replay,
         "list": _list,
         "gallery": _gallery,
     }
@@ -189,6 +193,52 @@ def _report(arguments: list[str]) -> int:
     console = _console()
     console.print(terminal(report))
     console.print(f"{overview(report)}. {NOTE}\n{' '.join(map(str, written))}", soft_wrap=True)
+    return OK
+
+
+def _compare(arguments: list[str]) -> int:
+    """Two runs: what differs in their configurations, beside what came of them; with `-o` as a picture or a page."""
+    out, folders = _output(arguments, "")
+    if len(folders) != 2:
+        raise ConfigError("compare", " ".join(folders), "takes two run folders: fl-sim compare DIR DIR [-o FILE]")
+    wanted = out != Path()
+    if wanted and out.suffix not in (*PICTURES, ".html"):
+        raise ConfigError("-o", str(out), f"must end in {', '.join(PICTURES)} or .html")
+    if wanted and not out.parent.is_dir():
+        raise ConfigError("-o", str(out), f"there is no folder {out.parent}")
+    from fl_sim.report.pair import curve_table, difference_table, draw, number_table, pair
+
+    found = pair(*folders)
+    console = _console()
+    console.print(f"1: {folders[0]}\n2: {folders[1]}", soft_wrap=True)
+    console.print(difference_table(found) if found.differences else "their configurations are the same")
+    console.print(number_table(found))
+    console.print(curve_table(found))
+    if out.suffix in PICTURES:
+        draw(found, out)
+    elif wanted:
+        from fl_sim.report.files import write
+        from fl_sim.report.report import report_on
+
+        write(report_on(folders), out, f"{folders[0]} and {folders[1]}")
+    if wanted:
+        console.print(str(out), soft_wrap=True)
+    return OK
+
+
+def _replay(arguments: list[str]) -> int:
+    """Execute a finished run again and compare the numbers; the status is 1 if they differ."""
+    if len(arguments) != 1:
+        raise ConfigError("replay", " ".join(arguments), "takes one run folder")
+    from fl_sim.replay import replay
+
+    console = _console()
+    result = replay(Path(arguments[0]))
+    for each in result.circumstances:
+        console.print(f"not as it was: {each}", soft_wrap=True)
+    if result.difference is not None:
+        return _complain(f"the numbers differ: {result.difference}", FAILED)
+    console.print(f"identical: all {result.events} events of {arguments[0]}, but for seconds", soft_wrap=True)
     return OK
 
 

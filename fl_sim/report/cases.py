@@ -164,14 +164,19 @@ def _victim(pooled: Sequence[Event], course: Sequence[Event], finished: bool) ->
 
 
 def _course(events: Sequence[Event]) -> Curve:
-    return Curve(*([event.get(key) for event in events] for key in ("epoch", "acc", "asr")))
+    return _curve(events, "epoch")
+
+
+def _curve(events: Sequence[Event], unit: str) -> Curve:
+    acc, asr = ([event.get(key) for event in events] for key in ("acc", "asr"))
+    return Curve([event[unit] for event in events], acc, asr)
 
 
 def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[Any, ...]) -> Case:
     rounds = [event for event in run.events if event["event"] == "round"]
     scored = [event for event in rounds if event.get("acc") is not None]
     erase = [event for event in run.events if event["event"] == "erase" and event["round"]]
-    curve = Curve(*([event.get(key) for event in scored] for key in ("round", "acc", "asr")))
+    curve = _curve(scored, "round")
     erasings = _erasings(erase, curve)
     measures: dict[str, float] = {}
     if scored and run.finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fl_sim.errors import ConfigError
@@ -27,7 +28,7 @@ def check_target(out: Path) -> None:
 
 def write(report: Report, out: Path, title: str) -> list[Path]:
     """Write the report's files, or the one that `out` names; returns what was written."""
-    makers = {
+    makers: dict[str, Callable[[], str]] = {
         "report.html": lambda: page(report, title=title),
         "configurations.csv": lambda: configurations_csv(report),
         "cases.csv": lambda: cases_csv(report),

@@ -135,7 +135,9 @@ def defense(keys: Keys, told: Keys) -> str:
 
 
 def _said(key: str, value: str) -> str:
-    return value if key in FIRST else f"{key}={value}"
+    if key in FIRST:
+        return f"no {key}" if value == NONE else value
+    return f"{key}={value}"
 
 
 def _once_a_seed(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:

@@ -65,7 +65,7 @@ def sentence(report: Report, index: int) -> str:
         parts.append(f"ASR {number(asr, BY_KEY['asr'])}")
     n = f"n = {acc.n}"
     text = f"{' and '.join(parts)} at the end ({n})"
-    if late is not None:
+    if late is not None and group.attacked:
         text += f"; ASR {number(late, BY_KEY['asr_late'])} on average over the last third"
     text += "."
     if not group.attacked:

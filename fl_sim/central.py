@@ -188,7 +188,10 @@ def victim_hash(config: Mapping[str, Any]) -> str:
     How closely it was watched decides nothing, so a victim that is found again brings the scores of whoever trained it.
     """
     decisive = {key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "seeds", "init")}
-    decisive["central"] = {key: value for key, value in config["central"].items() if key != "track"}
+    plan = {key: value for key, value in config["central"].items() if key != "track"}
+    if plan.get("clean_label_rate") is None:
+        plan.pop("clean_label_rate", None)
+    decisive["central"] = plan
     if config["init"]:
         decisive["init"] = fingerprint(str(config["init"]))
     # An attack that brings a trigger of its own decides the victim, too.
@@ -257,7 +260,12 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: 
     screening = Screening(_detectors(world), world.test, settings.seeds.train, both, detections)
     try:
         told = Quiet(both) if finished or detections else both
-        victim = cached_victim(world, settings.central, told, config, victims_of(settings))
+        plan = settings.central.against(world.backdoor.goal.rule)
+        decided = config
+        if plan != settings.central:  # named as if the one rate that counts had been asked for
+            rates = {"poison_rate": plan.poison_rate, "clean_label_rate": None}
+            decided = {**config, "central": {**config["central"], **rates}}
+        victim = cached_victim(world, plan, told, decided, victims_of(settings))
         backdoor = world.backdoor.recalling(victim.record)
         before = evaluate(victim.model, world.test, backdoor)
         screening.inspect(VICTIM, victim.model, backdoor, _context(world, victim.model, VICTIM, fit))
@@ -312,7 +320,8 @@ def equal_budget(world: World) -> Central:
     stamps = getattr(attack, "stamps", True)
     rate = getattr(attack, "poison_rate", 0.0) if stamps else 0.0
     mode = getattr(attack, "mode", plan.mode)
-    return replace(plan, epochs=max(1, round(passes)), poison_rate=held * rate, mode=mode)
+    budget = max(1, round(passes))
+    return replace(plan, epochs=budget, poison_rate=held * rate, clean_label_rate=None, mode=mode)
 
 
 def _asked(world: World) -> Mapping[str, Eraser]:

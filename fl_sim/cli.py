@@ -16,6 +16,7 @@ from fl_sim.interruption import STOPS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fl_sim.schema import Central
     from fl_sim.sweep import Outcome
 
 HELP = """\
@@ -133,9 +134,11 @@ def _central(arguments: list[str]) -> int:
         if "--jobs" in flags:
             raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
         config = build.compose_config(overrides)
-        settings = execution.prepare(config).parts.settings
+        world = execution.prepare(config)
+        settings = world.parts.settings
         folder = new_run_folder(settings.output, settings.name)
-        console.print(f"{_what_central(config)}\n{folder}", soft_wrap=True)
+        plan = settings.central.against(world.backdoor.goal.rule)
+        console.print(f"{_what_central(config, plan)}\n{folder}", soft_wrap=True)
         with _resumable(folder):
             summary = execution.start(config, folder, ["fl-sim", "central", *arguments])
         write_tables([summary], folder)
@@ -444,11 +447,11 @@ def _what(config: dict[str, Any]) -> str:
     return f"{' · '.join(str(choices[group]) for group in groups)} · {cohort} · seed {config['seed']}"
 
 
-def _what_central(config: dict[str, Any]) -> str:
-    choices, plan = config["choices"], config["central"]
+def _what_central(config: dict[str, Any], plan: Central) -> str:
+    choices = config["choices"]
     names = " · ".join(str(choices[group]) for group in ("data", "model", "client", "trigger"))
     erasers = ", ".join(config["erasers"]) or choices["eraser"]
-    return f"{names} · {plan['poison_rate']:.0%} poisoned · {plan['epochs']} epochs · {erasers} · seed {config['seed']}"
+    return f"{names} · {plan.poison_rate:.0%} poisoned · {plan.epochs} epochs · {erasers} · seed {config['seed']}"
 
 
 def _show_end(summary: dict[str, Any], folder: Path, console: Console) -> None:

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -74,6 +74,8 @@ class Central:
     schedule: Literal["constant", "cosine"] = "cosine"
     augment: bool = True
     poison_rate: float = 0.1
+    clean_label_rate: float | None = None
+    """In place of `poison_rate` for clean-label attacks, of the target class's images; None: the same number."""
     mode: Literal["dataset", "per_batch"] = "dataset"
     track: Track = field(default_factory=Track)
 
@@ -84,6 +86,14 @@ class Central:
         require(0 <= self.momentum < 1, "momentum", self.momentum, "must be from 0 to below 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
         require(0 <= self.poison_rate <= 1, "poison_rate", self.poison_rate, "must be a fraction from 0 to 1")
+        rate = self.clean_label_rate
+        require(rate is None or 0 <= rate <= 1, "clean_label_rate", rate, "must be null or a fraction from 0 to 1")
+
+    def against(self, rule: str) -> Central:
+        """The plan for a backdoor's rule: one rate of poison remains."""
+        if rule != "clean_label" or self.clean_label_rate is None:
+            return replace(self, clean_label_rate=None)
+        return replace(self, poison_rate=self.clean_label_rate, clean_label_rate=None)
 
 
 @dataclass(frozen=True)

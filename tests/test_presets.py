@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fl_sim.build import build, compose_config
+from fl_sim.build import build, compose_config, conf_folder, jobs
 
 PRESETS = ("fed_nad", "pbe_plan", "backfed_default", "flpoison_default", "dba")
 
@@ -57,3 +57,50 @@ def test_shares_of_a_batch_are_the_sources_counts() -> None:
     for name, count in (("backfed_default", 20), ("dba", 5)):
         config = compose_config([f"experiment={name}"])
         assert round(config["attack"]["poison_rate"] * config["client"]["batch_size"], 9) == count
+
+
+NADS = "badnets,trojan,blend,cl,sig,refool"
+TABLES = {
+    "nad_table": NADS,
+    "argd_table": NADS,
+    "rnp_table": "badnets,trojan,blend,cl,sig,dynamic,wanet,fc,dfst,lira,a_blend",
+    "abl_table": "badnets,trojan,blend,dynamic,sig,cl,fc,dfst,lba,cba",
+}
+CLEAN_LABEL = {"sig", "cl", "fc"}
+
+
+@pytest.mark.parametrize("small", ["", "_small"])
+@pytest.mark.parametrize("name", TABLES)
+def test_one_command_makes_a_papers_table(name: str, small: str) -> None:
+    """The command in the preset's own comment: each of its attacks builds, poisons a tenth of all images, or four
+    fifths of the target class's where labels stay true, and tries the same erasers."""
+    text = (conf_folder() / "experiment" / f"{name}.yaml").read_text()
+    assert f"experiment={name} " in text
+    assert f"trigger={TABLES[name]}\n" in text
+    runs = jobs([f"experiment={name}{small}", f"trigger={TABLES[name]}"])
+    assert len(runs) == TABLES[name].count(",") + 1
+    for job in runs:
+        config = compose_config(job)
+        parts = build(config)
+        assert parts.settings.name == name + small
+        trigger = config["choices"]["trigger"]
+        goal = parts.settings.backdoor.resolved(parts.trigger)
+        assert (goal.rule == "clean_label") == (trigger in CLEAN_LABEL), trigger
+        rate = parts.settings.central.against(goal.rule).poison_rate
+        assert rate == (0.8 if trigger in CLEAN_LABEL else 0.1), trigger
+        assert list(parts.erasers) == list(compose_config([f"experiment={name}"])["erasers"])
+
+
+def test_rnp_has_500_clean_images_and_abl_its_control() -> None:
+    """500 of 50,000 and of a fifth of them; ABL sets 20 of 80 epochs aside to isolate, and plain training takes as
+    many of the same numbers."""
+    for name in ("rnp_table", "rnp_table_small"):
+        parts = build(compose_config([f"experiment={name}"]))
+        assert round(parts.data.clean_fraction * parts.data.facts.train_samples) == 500
+        assert "rnp" in parts.erasers
+    for name in ("abl_table", "abl_table_small"):
+        config, control = compose_config([f"experiment={name}"]), compose_config([f"experiment={name}", "client=sgd"])
+        assert (config["choices"]["client"], config["client"]["isolating"]) == ("abl", 0.25)
+        assert control["choices"]["client"] == "sgd"
+        assert config["central"] == control["central"]
+        assert build(control).eraser is None

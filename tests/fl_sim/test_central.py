@@ -16,6 +16,7 @@ from fl_sim.build import compose_config, conf_folder
 from fl_sim.central import equal_budget, pooled, victim_hash, watched
 from fl_sim.central_table import cell, interval
 from fl_sim.cli import FAILED, OK, main
+from fl_sim.schema import Central
 from fl_sim.world import World
 
 QUICK = (*tiny.TINY, "central.epochs=2", "central.batch_size=32")
@@ -145,6 +146,30 @@ def test_watching_less_changes_no_weights(
         assert all(e["acc"] == exact[e["method"], e["epoch"]] and "images" not in e for e in scored)
 
 
+def test_clean_label_attacks_can_have_a_rate_of_their_own() -> None:
+    """It replaces the other for them alone; a victim's name knows the one that counts."""
+    plan = Central(poison_rate=0.1, clean_label_rate=0.8)
+    assert plan.against("clean_label") == Central(poison_rate=0.8)
+    assert plan.against("all_to_one") == Central(poison_rate=0.1)
+    assert Central(poison_rate=0.1).against("clean_label") == Central(poison_rate=0.1)
+    assert victim_hash(tiny.tiny("central.clean_label_rate=0.8")) != victim_hash(tiny.tiny())
+    older = tiny.tiny()
+    del older["central"]["clean_label_rate"]
+    assert victim_hash(older) == victim_hash(tiny.tiny())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_clean_label_victim_is_named_by_the_rate_that_counts(cwd: Path) -> None:
+    """Asked for in either way it is the same victim, found again; and another attack's keeps the other rate."""
+    words = ["central", *QUICK, "eraser=none"]
+    assert main([*words, "trigger=sig", "central.clean_label_rate=0.5"]) == OK
+    assert main([*words, "trigger=sig", "central.poison_rate=0.5"]) == OK
+    assert len(list((cwd / "runs/victims").glob("*.pt"))) == 1
+    assert main([*words, "central.clean_label_rate=0.5"]) == OK
+    assert main(words) == OK
+    assert len(list((cwd / "runs/victims").glob("*.pt"))) == 2
+
+
 def test_the_watched_images_are_few_fixed_and_drawn_by_the_data_seed() -> None:
     """More than there are means all of them; another training seed means the same ones."""
     worlds = [execution.prepare(tiny.tiny(*words)) for words in ((), ("seeds.train=5",), ("seeds.data=5",))]
@@ -258,6 +283,7 @@ def test_intervals_by_hand() -> None:
         ("baselines=[nad,7]", "baselines"),
         ("central.epochs=0", "central.epochs"),
         ("central.poison_rate=2", "central.poison_rate"),
+        ("central.clean_label_rate=1.1", "central.clean_label_rate"),
         ("central.track.every=0", "central.track.every"),
         ("central.track.every=1.5", "central.track.every"),
         ("central.track.images=0", "central.track.images"),

@@ -42,7 +42,7 @@ def marks(report: Report, group: int, measure: str) -> str:
 def p_value(p: float | None) -> str:
     if p is None:
         return DASH
-    return f"{p:.1e}" if p < 0.0005 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def seeds(group: Group) -> str:
@@ -70,28 +70,33 @@ def sentence(report: Report, index: int) -> str:
     text += "."
     if not group.attacked:
         text += " Nobody attacks: this ASR is that of a clean model."
-    main = "asr_late" if late is not None else "asr"
-    for measure in (main, "acc"):
-        for name, found in report.against(index, measure).items():
-            text += f" {_against(found, name)}"
+    for name in MARKS:
+        text += _against(report, index, name, "asr_late" if late is not None else "asr")
     if estimates["held"] is not None:
         text += f" Its erasings held for {number(estimates['held'], BY_KEY['held'])} rounds or more."
     return text
 
 
-def _against(found: Comparison, name: str) -> str:
-    """One comparison in words."""
-    measure = BY_KEY[found.measure].name
-    difference = found.paired.difference
-    if found.holm_p is None:
-        return f"{measure} against {name}: {difference.mean:+.3f} with one common seed, which tests nothing."
-    change = f"{difference.mean:+.3f} ± {difference.half or 0:.3f}"
-    test = "paired t" if found.paired.t_p is not None else "sign flips"
-    evidence = f"{change}, {test}, n = {difference.n}, corrected p = {p_value(found.holm_p)}"
-    if found.verdict in ("better", "worse"):
-        way = "higher" if difference.mean > 0 else "lower"
-        return f"{measure} is {way} than with {name} ({evidence})."
-    return f"No evidence that {measure} differs from {name} ({evidence})."
+def _against(report: Report, index: int, name: str, measure: str) -> str:
+    """What the comparisons with one control say, in words; nothing if there are none."""
+    found = [each for key in (measure, "acc") if (each := report.against(index, key).get(name)) is not None]
+    if not found:
+        return ""
+    n = found[0].paired.difference.n
+    if n < 2:
+        return f" One seed in common with {name}, which tests nothing."
+    tests = {"paired t" if each.paired.t_p is not None else "sign flips" for each in found}
+    return f" Against {name} ({' and '.join(sorted(tests))}, n = {n}): {', '.join(map(_said, found))}."
+
+
+def _said(found: Comparison) -> str:
+    measure, difference = BY_KEY[found.measure].name, found.paired.difference
+    p = p_value(found.holm_p)
+    evidence = f"p {p}" if p.startswith("<") else f"p = {p}"
+    if found.verdict not in ("better", "worse"):
+        return f"no evidence of a difference in {measure} ({evidence})"
+    way = "higher" if difference.mean > 0 else "lower"
+    return f"{measure} {way} by {abs(difference.mean):.3f} ± {difference.half or 0:.3f} ({evidence})"
 
 
 def overview(report: Report) -> str:

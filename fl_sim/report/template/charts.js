@@ -5,10 +5,10 @@ const shown = (value, digits = 3) => (value === null || value === undefined ? "�
 const target = (index) => `#g${index}`;
 const SCORES = [["asr", "ASR"], ["acc", "ACC"]];
 
-function figure(group, index, chart, caption) {
+function figure(group, index, chart, caption, named = true) {
   return make("figure", {},
     make("h4", {}, make("a", { href: target(index) }, group.defense)),
-    make("div", { class: "setting" }, `${group.setting} · n = ${group.seeds}`),
+    make("div", { class: "setting" }, `${named ? `${group.setting} · ` : ""}n = ${group.seeds}`),
     chart, caption);
 }
 
@@ -41,7 +41,7 @@ function curves(group, index, groups) {
   nameLines(f, known.map(([key, name]) => ({ key, name, band: group.curves[key] })));
   const readout = make("div", { class: "readout" });
   follow(f, known, group, unit, readout);
-  return figure(group, index, f.root, readout);
+  return figure(group, index, f.root, readout, false);
 }
 
 // Each line's name beside its end, pushed apart where they meet.

@@ -54,11 +54,14 @@ function choice(label, key, keys) {
     keys.map((each) => make("option", { value: each, selected: chosen[key] === each }, measures[each].name))), " ");
 }
 
+// A number keeps its interval, and n and p their values, on one line.
+const kept = (text) => text.replace(/ (±|=|<) /g, "\u00a0$1\u00a0");
+
 function sentences(list) {
   return bySetting(list).map((own) => [
     make("h3", {}, own[0].group.setting),
     make("ul", { class: "sentences" }, own.map(({ group, index }) =>
-      make("li", {}, make("a", { href: target(index) }, group.defense), ": ", group.sentence))),
+      make("li", {}, make("a", { href: target(index) }, group.defense), ": ", kept(group.sentence)))),
   ]);
 }
 
@@ -178,11 +181,14 @@ function render() {
   const sections = [
     section("findings", "Findings", sentences(list)),
     section("numbers", "Numbers", numbers(list)),
-    section("curves", "Curves", [key(), grid(list.map(({ group, index }) => curves(group, index, groups)))]),
     section("heat", "Settings by defenses", chosen.heat ? [
       make("p", { class: "controls" }, choice("Show", "heat", data.measures.map((measure) => measure.key).filter(has))),
       make("p", { class: "note" }, `${measures[chosen.heat].name}: ${measures[chosen.heat].about}. The darker, the higher.`),
       heatMap(list, measures[chosen.heat])] : null),
+    section("curves", "Curves", [key(), bySetting(list).map((own) => {
+      const drawn = grid(own.map(({ group, index }) => curves(group, index, groups)));
+      return drawn && [make("h3", {}, own[0].group.setting), drawn];
+    })]),
     section("cost", "Cost against effect", cost ? [
       make("p", { class: "controls" }, choice("Cost", "cost", known(["erasing_seconds", "seconds"])), choice("Effect", "effect", known(["asr_late", "asr", "acc_late", "acc"]))),
       make("p", { class: "note" }, `${measures[chosen.cost].about}; ${measures[chosen.effect].about}. Bars: 95 % intervals. Seconds are those of the machine that ran it, with whatever else it did.`), cost] : null),

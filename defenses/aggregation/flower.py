@@ -31,8 +31,17 @@ from fl_sim.protocols import Aggregate, ServerContext, State
 
 REMEMBERED = ("m_t", "v_t", "momentum_vector")
 """What strategies keep from round to round: a dict or a list of arrays, one for each tensor of the model."""
-# These need a loss, a loop of their own, or another model than a network's parameters.
-UNFIT = ("QFedAvg", "FedXgbBagging", "FedXgbCyclic", "Strategy")
+UNFIT = {
+    "FedProx": "aggregates as FedAvg does; its proximal term is the client's: client=fedprox",
+    "QFedAvg": "needs each client's loss of the global model, which no client sends",
+    "FedXgbBagging": "bags trees, not a network's parameters",
+    "FedXgbCyclic": "passes trees on, not a network's parameters",
+    "DifferentialPrivacyServerSideFixedClipping": "wraps another strategy's rounds; aggregator=weak_dp does it",
+    "DifferentialPrivacyServerSideAdaptiveClipping": "wraps another strategy's rounds; aggregator=weak_dp comes near",
+    "DifferentialPrivacyClientSideFixedClipping": "clips on clients; aggregator=weak_dp does on the server",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "clips on clients; aggregator=norm_clipping does on the server",
+}
+"""What Flower ships besides that can't work as an aggregation rule here, and why."""
 
 
 @contextmanager
@@ -89,11 +98,20 @@ class FlowerStrategy:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.strategy in names(), "strategy", self.strategy, f"must be one of {', '.join(names())}")
+        why = UNFIT.get(self.strategy)
+        allowed = f"{f'it {why}; ' if why else ''}must be one of {', '.join(names())}"
+        require(self.strategy in names(), "strategy", self.strategy, allowed)
         try:
             self._build(lambda *_: MetricRecord())
         except (TypeError, ValueError) as error:
             require(False, "options", dict(self.options), f"{self.strategy} does not take them ({error})")
+
+    def check_cohort(self, size: int) -> None:
+        """Flower's Bulyan makes nothing of fewer replies than its guarantee needs."""
+        if self.strategy == "Bulyan":
+            least = 4 * int(self.options.get("num_malicious_nodes", 0)) + 3
+            allowed = f"Bulyan needs 4 · num_malicious_nodes + 3 = {least} clients in a round, here are {size}"
+            require(size >= least, "options", dict(self.options), allowed)
 
     @among_finite
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:

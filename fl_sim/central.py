@@ -27,7 +27,7 @@ from fl_sim.detection import EVENT as DETECTION
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
 from fl_sim.folder import waiting, write_text
-from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite
+from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
 from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ClientContext, Detector, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
 from fl_sim.randomness import generator
@@ -231,24 +231,26 @@ def try_eraser(
     started = time.perf_counter()
     erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
     seconds = time.perf_counter() - started - course.scoring
-    fields = {"round": 0, "eraser": name} | outcome(before, erased, world, backdoor) | {"seconds": seconds}
+    result = outcome(before, victim.model, erased, world, backdoor)
+    fields = {"round": 0, "eraser": name} | result | {"seconds": seconds}
     # First, so that where the eraser's result is in the record all of its detections are.
     screening.inspect(name, erased, backdoor, replace(ctx, fit=fit))
     tracker.log("erase", **fields)
     return fields, erased
 
 
-def outcome(before: Score, erased: Classifier, world: World, backdoor: Backdoor) -> dict[str, Any]:
-    """Before and after, and whether a server would have taken the result."""
+def outcome(before: Score, model: Classifier, erased: Classifier, world: World, backdoor: Backdoor) -> dict[str, Any]:
+    """Before and after, and whether a server would have taken the result, by the erasing policy's floor."""
     fields: dict[str, Any] = {"acc_before": before.acc, "asr_before": before.asr, "ra_before": before.ra}
+    refused = refusal(model, erased, world.clean, world.parts.erasing.floor)
+    verdict: dict[str, Any] = {"accepted": True} if refused is None else {"accepted": False, "reason": refused}
     if not is_finite(world.layout.read(erased)):
-        nothing = {"acc": None, "asr": None, "ra": None, "der": None}
-        return fields | nothing | {"accepted": False, "reason": "the erased model holds NaN or infinity"}
+        return fields | {"acc": None, "asr": None, "ra": None, "der": None} | verdict
     after = evaluate(erased, world.test, backdoor)
     der = None
     if before.asr is not None and after.asr is not None:
         der = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
-    return fields | {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der, "accepted": True}
+    return fields | {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der} | verdict
 
 
 def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> dict[str, Any]:

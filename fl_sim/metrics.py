@@ -131,3 +131,15 @@ def defense_effectiveness(acc_before: float, asr_before: float, acc: float, asr:
 def is_finite(vector: Tensor) -> bool:
     """Whether a vector holds no NaN and no infinity."""
     return bool(torch.isfinite(vector).all())
+
+
+def refusal(model: nn.Module, erased: nn.Module, clean: Samples | None, floor: float) -> str | None:
+    """Why an erased model can't take the model's place, by what a server can see; None if it can."""
+    if not all(is_finite(tensor) for tensor in erased.state_dict().values()):
+        return "the erased model holds NaN or infinity"
+    if clean is None:
+        return None
+    had, has = accuracy(model, clean), accuracy(erased, clean)
+    if has < floor * had:
+        return f"clean-set accuracy fell from {had:.3f} to {has:.3f}, below {floor:g} of it"
+    return None

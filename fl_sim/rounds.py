@@ -15,8 +15,7 @@ from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
-from fl_sim.metrics import Score, accuracy, defense_effectiveness, evaluate, is_finite
-from fl_sim.models.classifier import Classifier
+from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator
 from fl_sim.signals import clean_score, noted, noted_erasing
@@ -260,8 +259,8 @@ class Federation:
         vector = self._layout.read(erased)
         album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
         album.start("before", self._model)
-        refusal = self._refusal(erased, vector)
-        if refusal is None:
+        refused = refusal(self._model, erased, self._world.clean, self._parts.erasing.floor)
+        if refused is None:
             self._vector = vector
             self._states["eraser"] = memory
             self._erased_after = t
@@ -272,15 +271,15 @@ class Federation:
             record["der"] = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
         record |= {"ra_before": before.ra, "ra": after.ra if after else None}
         record["cause"] = cause
-        if refusal is not None:
-            record["reason"] = refusal
+        if refused is not None:
+            record["reason"] = refused
         self.log(
             "erase",
             round=t,
             eraser=self._settings.choices["eraser"],
             **record,
             seconds=seconds,
-            accepted=refusal is None,
+            accepted=refused is None,
         )
 
     def _detect(self) -> None:
@@ -299,19 +298,6 @@ class Federation:
             before.load_state_dict(load_tensors(self._folder / BEFORE_ERASING))
             screening.inspect("before_erasing", before, self._backdoor, ctx)
         screening.inspect("final", self._model, self._backdoor, ctx)
-
-    def _refusal(self, erased: Classifier, vector: Tensor) -> str | None:
-        """Why an erased model can't replace the global one, by what a server can see; None if it can."""
-        if not is_finite(vector):
-            return "the erased model holds NaN or infinity"
-        clean = self._world.clean
-        if clean is None:
-            return None
-        had, has = accuracy(self._model, clean), accuracy(erased, clean)
-        floor = self._parts.erasing.floor
-        if has < floor * had:
-            return f"clean-set accuracy fell from {had:.3f} to {has:.3f}, below {floor:g} of it"
-        return None
 
     def _score(self, vector: Tensor) -> Score:
         """Score a vector, leaving it loaded in the server's model; the same vector is not scored twice."""

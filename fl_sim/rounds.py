@@ -251,14 +251,14 @@ class Federation:
         assert self._parts.eraser is not None
         before = self._score(self._vector)
         save_tensors(self._folder / BEFORE_ERASING, self._model.state_dict())
+        album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
+        album.start("before", self._model)
         ctx = self._context(t, (), "erase")
         started = time.perf_counter()
         erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
         seconds = time.perf_counter() - started
         self._signals = noted_erasing(self._signals, seconds)
         vector = self._layout.read(erased)
-        album = Album(self._folder, self._world.test, self._backdoor, self._settings.seeds.data)
-        album.start("before", self._model)
         refused = refusal(self._model, erased, self._world.clean, self._parts.erasing.floor)
         if refused is None:
             self._vector = vector
@@ -281,13 +281,13 @@ class Federation:
             seconds=seconds,
             accepted=refused is None,
         )
+        album.add(str(self._settings.choices["eraser"]), erased)
 
     def _detect(self) -> None:
         """Try the detector on the final model; if it comes straight from an erasing, on what was erased, too."""
         detector, settings = self._parts.detection, self._settings
         if detector is None:
             return
-        album.add(str(self._settings.choices["eraser"]), erased)
         t, seed = settings.rounds, settings.seeds.train
         screening = Screening({str(settings.choices["detection"]): detector}, self._world.test, seed, self)
         ctx = self._context(t, (), "detect")

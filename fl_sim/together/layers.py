@@ -37,9 +37,8 @@ class Stacked(nn.Module):
         self.whole: dict[str, Tensor] = {}
         for name, parameter in layers[0].named_parameters(recurse=False):
             self.whole[name] = _stack([layer.get_parameter(name).detach() for layer in layers], parameter)
-        for name, buffer in layers[0].named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                self.whole[name] = torch.stack([layer.get_buffer(name) for layer in layers])
+        for name, _ in layers[0].named_buffers(recurse=False):
+            self.whole[name] = torch.stack([layer.get_buffer(name) for layer in layers])
         self._trained = {name for name, _ in layers[0].named_parameters(recurse=False)}
         self.narrow()
 
@@ -98,6 +97,7 @@ class StackedBatchNorm(Stacked):
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d], lanes: Lanes) -> None:
         super().__init__(layers, lanes)
@@ -110,15 +110,18 @@ class StackedBatchNorm(Stacked):
         mean, variance = self.running_mean.flatten(), self.running_var.flatten()  # views: updated in place
         if self.lanes.valid is None or self.lanes.rows is None:
             lone = x.shape[0] * x.shape[2] * x.shape[3] == 1  # has no variance: the running statistics serve
+            self.num_batches_tracked += not lone
             return F.batch_norm(x, mean, variance, weight, bias, not lone, self.momentum, self.eps)
         assert weight is not None
         assert bias is not None
+        counts = self.lanes.rows * (x.shape[2] * x.shape[3])
+        self.num_batches_tracked += counts > 1
         channels = x.shape[1] // self.lanes.count
         valid = self.lanes.valid.repeat_interleave(channels, 1)
-        values = (self.lanes.rows * (x.shape[2] * x.shape[3])).repeat_interleave(channels)
+        values = counts.repeat_interleave(channels)
         out, own_mean, own_variance = normalised(x, weight, bias, valid, values, mean, variance, self.eps)
         with torch.no_grad():
-            share = torch.where(values > 1, self.momentum, 0.0)
+            share = self.momentum * (values > 1).to(mean.dtype)
             mean += share * (own_mean - mean)
             variance += share * (own_variance * values / (values - 1).clamp(min=1) - variance)
         return out

@@ -224,9 +224,6 @@ class _Training:
                 if state:
                     job.optimizer.state[parameter] = state
             job.model.train()
-            for name, counter in job.model.named_buffers():
-                if name.endswith("num_batches_tracked"):
-                    counter += job.steps
 
 
 def _belongs(value: Any, shape: torch.Size) -> bool:

@@ -324,9 +324,12 @@ def test_an_interrupt_stops_everything_and_the_run_goes_on_later(tmp_path: Path,
     process = subprocess.Popen(
         [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    wait_until(lambda: bool(list(tmp_path.glob("*/*/checkpoint.pt"))), seconds=300)
-    os.killpg(process.pid, number)
-    _, complaint = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob("*/*/checkpoint.pt"))), seconds=600)
+        os.killpg(process.pid, number)
+        _, complaint = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130
     [folder] = [path.parent for path in tmp_path.glob("*/*/checkpoint.pt")]
     assert f"Go on with: fl-sim resume {folder}" in complaint
@@ -350,7 +353,7 @@ def left_over() -> tuple[set[str], set[str]]:
     return commands, {path.name for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*")}
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "it did not come"

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,7 +128,10 @@ class Ray:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
+        # What this process can import, a worker can: Ray itself hands on only the script's folder.
+        found = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": found}}
         if self.address is None:
             folder = tempfile.mkdtemp(prefix=FOLDER, dir=_short_folder())
             # Before Ray's own: a Ray that was stopped while it started writes into its folder until the end.

@@ -1,0 +1,254 @@
+"""How long a round takes: the same federated averaging by a bare PyTorch loop, by fl-sim's engines and by stock Flower.
+
+    python benchmarks/engines.py                          # both cases, everything that is installed
+    python benchmarks/engines.py digits --repeats 5 -o engines.json
+
+Each way runs in a fresh process; repetitions are interleaved, so that what else the machine does meets all alike.
+All do the same arithmetic: the same network, clients, samples, batches and steps, one torch thread a process or
+worker. Wall seconds are what users wait for; CPU seconds (of the process and all its workers) hardly depend on what
+else is running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+COMMON = (
+    "attack=none",
+    "eraser=none",
+    "partition=iid",
+    "client.epochs=1",
+    "checkpoint.every=1000000",
+    "eval.every=1000000",
+)
+CASES = {
+    "digits": ("data=digits", "clients=100", "clients_per_round=100", *COMMON),
+    "wrn": (
+        *(
+            "data=synthetic",
+            "data.image_size=32",
+            "data.clean_fraction=0",
+            "data.samples=5000",
+            "data.test_samples=100",
+        ),
+        *("model=wrn_16_1", "clients=10", "clients_per_round=10", "client.batch_size=50", *COMMON),
+    ),
+}
+"""100 clients of about 13 samples, a small CNN; and 10 clients of 500 samples, WRN-16-1 at 32×32."""
+WAYS = {
+    "bare": (),
+    "inprocess_1": ("engine.workers=1",),
+    "inprocess_2": ("engine.workers=2",),
+    "ray": ("engine=ray", "engine.workers=2"),
+    "stock_flower": (),
+}
+ROUNDS = {"digits": 12, "wrn": 3}
+RATIOS = (
+    ("inprocess_1", "bare"),
+    ("inprocess_2", "bare"),
+    ("ray", "inprocess_2"),
+    ("stock_flower", "inprocess_1"),
+    ("stock_flower", "inprocess_2"),
+    ("stock_flower", "ray"),
+)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all that descend from it, from /proc."""
+    parents: dict[int, int] = {}
+    spent: dict[int, float] = {}
+    tick = os.sysconf("SC_CLK_TCK")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        fields = text.rpartition(")")[2].split()
+        parents[int(stat.parent.name)] = int(fields[1])
+        spent[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / tick
+
+    def ours(pid: int) -> bool:
+        while pid not in (0, os.getpid()):
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    # /proc counts in hundredths; of this process alone the clock knows more.
+    return time.process_time() + sum(spent[pid] for pid in spent if pid != os.getpid() and ours(pid))
+
+
+# One way, in a process of its own ------------------------------------------------------------------------------------
+
+
+def bare(config: dict[str, Any]) -> list[tuple[float, float]]:
+    """What a careful person would write without any framework: in place, fused, channels last."""
+    import torch
+    from torch.nn import functional as F
+
+    from fl_sim.build import to_text, world_of
+
+    torch.set_num_threads(1)
+    world = world_of(to_text(config))
+    plan, model = config["client"], world.new_model()
+    samples = [world.samples_of(client) for client in range(config["clients"])]
+    weights = [len(each) / sum(map(len, samples)) for each in samples]
+    rng = torch.Generator().manual_seed(0)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ended = []
+    for _ in range(config["rounds"]):
+        mean = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in state.items()}
+        for each, weight in zip(samples, weights, strict=True):
+            model.load_state_dict(state)
+            model.train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=plan["lr"], fused=True)
+            for _ in range(plan["epochs"]):
+                for at in torch.randperm(len(each), generator=rng).split(plan["batch_size"]):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(each.images[at].float().div_(255)), each.labels[at]).backward()
+                    optimizer.step()
+            for name, tensor in model.state_dict().items():
+                mean[name].add_(tensor, alpha=weight)
+        state = {name: tensor.to(state[name].dtype) for name, tensor in mean.items()}
+        ended.append((time.time(), cpu_seconds()))
+    return ended
+
+
+def simulated(config: dict[str, Any]) -> list[tuple[float, float]]:
+    """fl-sim itself, as `fl-sim run` executes it."""
+    from fl_sim import execution
+    from fl_sim.rounds import Federation
+
+    ended = []
+    original = Federation._round
+
+    def timed(self: Federation, t: int) -> None:
+        original(self, t)
+        ended.append((time.time(), cpu_seconds()))
+
+    Federation._round = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        execution.start(config, Path(folder), ["fl-sim", "run"])
+    return ended
+
+
+def stock(config: dict[str, Any]) -> list[tuple[float, float]]:
+    """Flower as its tutorial has it, two clients at a time."""
+    from fl_sim.build import to_text
+
+    os.environ["FL_SIM_BENCHMARK"] = to_text(config)
+    import stock_flower
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2, "num_gpus": 0}}
+    run_simulation(stock_flower.server_app, stock_flower.client_app, config["clients"], backend_config=resources)
+    return stock_flower.ended
+
+
+def one_way(way: str, case: str, rounds: int, started: float) -> None:
+    """Print, as JSON, when the first round ended and how long the others took."""
+    from fl_sim.build import compose_config
+
+    # One round more than asked for: fl-sim's last one evaluates and saves.
+    config = compose_config([*CASES[case], *WAYS[way], f"rounds={rounds + 2}"])
+    execute = {"bare": bare, "stock_flower": stock}.get(way, simulated)
+    ended = execute(config)
+    pairs = list(itertools.pairwise(ended[:-1]))
+    seconds, cpu = ([after[i] - before[i] for before, after in pairs] for i in (0, 1))
+    # Their sum over the rounds, for CPU time is counted in hundredths.
+    print(json.dumps({"first": ended[0][0] - started, "seconds": seconds, "cpu": sum(cpu) / len(cpu)}))
+
+
+# All of them ----------------------------------------------------------------------------------------------------
+
+
+def measured(way: str, case: str, rounds: int) -> dict[str, Any]:
+    """One way's numbers, from a fresh process."""
+    command = [sys.executable, __file__, case, "--way", way, "--rounds", str(rounds)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--started", repr(time.time())], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{way} on {case} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(case: str, ways: list[str], rounds: int, repeats: int) -> dict[str, Any]:
+    """Medians over the repetitions; a ratio is the median of the repetitions' own ratios."""
+    runs: list[dict[str, dict[str, Any]]] = []
+    for repeat in range(repeats):
+        runs.append({})
+        for way in ways:
+            runs[-1][way] = found = measured(way, case, rounds)
+            each = statistics.median(found["seconds"])
+            line = f"{each:8.3f} s a round  {found['cpu']:8.3f} CPU s  first round after {found['first']:6.1f} s"
+            print(f"{case:8s} {repeat + 1}/{repeats} {way:13s}{line}", flush=True)
+
+    def round_seconds(run: dict[str, dict[str, Any]], way: str) -> float:
+        return statistics.median(run[way]["seconds"])
+
+    table = {
+        way: {
+            "seconds_a_round": statistics.median(round_seconds(run, way) for run in runs),
+            "cpu_seconds_a_round": statistics.median(run[way]["cpu"] for run in runs),
+            "first_round_after_seconds": statistics.median(run[way]["first"] for run in runs),
+        }
+        for way in ways
+    }
+    ratios = {
+        f"{over} / {under}": {
+            "wall": statistics.median(round_seconds(run, over) / round_seconds(run, under) for run in runs),
+            "cpu": statistics.median(run[over]["cpu"] / run[under]["cpu"] for run in runs),
+        }
+        for over, under in RATIOS
+        if {over, under} <= set(ways)
+    }
+    return {"ways": table, "ratios": ratios, "rounds": rounds, "repeats": repeats, "overrides": list(CASES[case])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that is installed")
+    parser.add_argument("--rounds", type=int, help="measured rounds after the first")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.way:
+        one_way(chosen.way, chosen.cases[0], chosen.rounds, chosen.started)
+        return
+    has_ray = importlib.util.find_spec("ray") is not None
+    ways = chosen.ways or [way for way in WAYS if has_ray or way not in ("ray", "stock_flower")]
+    if not has_ray:
+        print('without Ray (pip install -e ".[ray]") only what runs in one process is measured')
+    load = os.getloadavg()
+    cases = chosen.cases or list(CASES)
+    result = {case: compare(case, ways, chosen.rounds or ROUNDS[case], chosen.repeats) for case in cases}
+    for case, found in result.items():
+        for name, ratio in found["ratios"].items():
+            print(f"{case:8s} {name:28s} {ratio['wall']:7.2f} (CPU {ratio['cpu']:.2f})")
+    if chosen.output:
+        from fl_sim.folder import provenance
+
+        about = provenance("cpu", {}, sys.argv)
+        about |= {"cores": os.cpu_count(), "threads_a_process": 1, "load_before": load, "load_after": os.getloadavg()}
+        about["packages"]["ray"] = importlib.metadata.version("ray") if has_ray else None
+        chosen.output.write_text(json.dumps({"about": about, "cases": result}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

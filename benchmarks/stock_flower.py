@@ -1,0 +1,89 @@
+"""Federated averaging as Flower's PyTorch tutorial writes it, on the data and the network of an fl-sim configuration.
+
+Only Flower's documented API: a ClientApp that builds its net, loads the weights, iterates a DataLoader and sends the
+whole state dict back; FedAvg; the simulation engine on Ray. `FL_SIM_BENCHMARK` holds the composed configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import cache
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fl_sim.build import world_of
+from fl_sim.models.classifier import Compute, build_classifier
+from fl_sim.randomness import generator
+
+ENVIRONMENT = "FL_SIM_BENCHMARK"
+ended: list[tuple[float, float]] = []
+"""(seconds, CPU seconds) at the end of each round."""
+
+
+def net() -> nn.Module:
+    """A fresh network, in PyTorch's usual memory layout."""
+    parts = world_of(os.environ[ENVIRONMENT]).parts
+    facts = parts.data.facts
+    return build_classifier(
+        parts.model, facts.shape, facts.classes, facts.mean, facts.std, generator(0), Compute(channels_last=False)
+    )
+
+
+@cache
+def load_data(client: int) -> DataLoader[tuple[torch.Tensor, ...]]:
+    """The client's samples, made once in a process."""
+    share = world_of(os.environ[ENVIRONMENT]).samples_of(client)
+    size = json.loads(os.environ[ENVIRONMENT])["client"]["batch_size"]
+    return DataLoader(TensorDataset(share.images.float() / 255, share.labels), batch_size=size, shuffle=True)
+
+
+client_app = ClientApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    plan = json.loads(os.environ[ENVIRONMENT])["client"]
+    torch.set_num_threads(1)
+    model = net()
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    batches = load_data(int(context.node_config["partition-id"]))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=plan["lr"])
+    model.train()
+    running = 0.0
+    for _ in range(plan["epochs"]):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            running += loss.item()
+    metrics = MetricRecord({"train_loss": running / len(batches), "num-examples": len(batches.dataset)})  # type: ignore[arg-type]
+    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    from engines import cpu_seconds
+
+    plan = json.loads(os.environ[ENVIRONMENT])
+
+    def note(round_: int, _arrays: ArrayRecord) -> None:
+        if round_:
+            ended.append((time.time(), cpu_seconds()))
+
+    strategy = FedAvg(
+        fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=plan["clients"], min_available_nodes=plan["clients"]
+    )
+    strategy.start(grid, ArrayRecord(net().state_dict()), num_rounds=plan["rounds"], evaluate_fn=note)  # type: ignore[arg-type]

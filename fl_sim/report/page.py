@@ -16,7 +16,18 @@ from fl_sim.report.comparing import CONTROLS, control_of, setting
 from fl_sim.report.curves import curve_bands, durability, erasing_marks, packed
 from fl_sim.report.report import Report, Source, cell
 from fl_sim.report.tables import COMPARED_HEADINGS, comparison_cells
-from fl_sim.report.wording import METHOD, NOTE, left_out, marks, number, overview, seeds, sentence
+from fl_sim.report.wording import (
+    METHOD,
+    NOTE,
+    by_setting,
+    left_out,
+    marks,
+    number,
+    overview,
+    seeds,
+    sentence,
+    setting_sentence,
+)
 
 SCRIPTS = ("drawing.js", "charts.js", "page.js")
 
@@ -62,6 +73,9 @@ def content(report: Report, title: str) -> dict[str, Any]:
             for m in report.measures()
         ],
         "groups": _groups(report),
+        "settings": {
+            f"{kind}\n{name}": setting_sentence(report, indexes) for (kind, name), indexes in by_setting(report).items()
+        },
         "runs": [_run(source, own) for source, own in zip(report.sources, rest, strict=True)],
         "common": common,
         "comparisons": [

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING
 
 from fl_sim.report.comparing import Comparison
 from fl_sim.report.report import Measure, Report, cell
-from fl_sim.report.wording import BY_KEY, METHOD, NOTE, left_out, marks, number, overview, p_value, seeds, sentence
+from fl_sim.report.wording import (
+    BY_KEY,
+    METHOD,
+    NOTE,
+    by_setting,
+    left_out,
+    marks,
+    number,
+    overview,
+    p_value,
+    seeds,
+    sentence,
+    setting_sentence,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,8 +108,11 @@ def markdown(report: Report) -> str:
     for index, group in enumerate(report.groups):
         lines += _row([group.setting, group.defense, seeds(group), *_cells(report, index, measures)])
     lines += ["", NOTE, "", "## In words", ""]
-    for index, group in enumerate(report.groups):
-        lines.append(f"- **{_escaped(group.label)}**: {_escaped(sentence(report, index))}")
+    for (_, setting), indexes in by_setting(report).items():
+        lines += [f"**{_escaped(setting)}.** {_escaped(setting_sentence(report, indexes))}", ""]
+        lines += [f"- {_escaped(report.groups[i].defense)}: {_escaped(sentence(report, i))}" for i in indexes]
+        lines.append("")
+    lines.pop()
     if report.comparisons:
         lines += ["", "## Comparisons", "", METHOD, ""]
         lines += _row([*COMPARED_HEADINGS])

@@ -77,6 +77,38 @@ def sentence(report: Report, index: int) -> str:
     return text
 
 
+def by_setting(report: Report) -> dict[tuple[str, str], list[int]]:
+    """The configurations of each setting, in order."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, group in enumerate(report.groups):
+        found.setdefault((group.kind, group.setting), []).append(index)
+    return found
+
+
+def setting_sentence(report: Report, indexes: Sequence[int]) -> str:
+    """What came of one setting as a whole: the undefended model, the lowest mean, how many defenses help."""
+    own = [(index, report.groups[index]) for index in indexes]
+    attacked = own[0][1].attacked
+    measure = BY_KEY["acc" if not attacked else "asr_late" if any(cell(g, "asr_late") for _, g in own) else "asr"]
+    known = [(found.mean, index, found) for index, group in own if (found := cell(group, measure.key)) is not None]
+    if not known:
+        return "Nothing is finished yet."
+    plain = [found for _, index, found in known if report.groups[index].defense.startswith(NO_DEFENSE)]
+    text = f"Without a defense {measure.name} is {number(plain[0], measure)}. " if plain else ""
+    rest = [each for each in known if not report.groups[each[1]].defense.startswith(NO_DEFENSE)]
+    if not rest:
+        return text.strip()
+    if attacked:
+        _, index, best = min(rest)
+        text += f"The lowest mean of {len(rest)} has {report.groups[index].defense}: {number(best, measure)}. "
+        lower = [found for _, index, _ in rest if (found := report.against(index, measure.key).get(NO_DEFENSE))]
+        better = sum(found.verdict == "better" for found in lower)
+        text += f"{measure.name} is lower than without a defense, by the corrected test, in {better} of {len(lower)}. "
+    costs = [found for _, index, _ in rest if (found := report.against(index, "acc").get(NO_DEFENSE))]
+    worse = sum(found.verdict == "worse" for found in costs)
+    return f"{text}ACC is lower, by the same test, in {worse} of {len(costs)}."
+
+
 def _against(report: Report, index: int, name: str, measure: str) -> str:
     """What the comparisons with one control say, in words; nothing if there are none."""
     found = [each for key in (measure, "acc") if (each := report.against(index, key).get(name)) is not None]

@@ -60,8 +60,9 @@ const kept = (text) => text.replace(/ (±|=|<) /g, "\u00a0$1\u00a0");
 function sentences(list) {
   return bySetting(list).map((own) => [
     make("h3", {}, own[0].group.setting),
-    make("ul", { class: "sentences" }, own.map(({ group, index }) =>
-      make("li", {}, make("a", { href: target(index) }, group.defense), ": ", kept(group.sentence)))),
+    make("p", {}, kept(data.settings[`${own[0].group.kind}\n${own[0].group.setting}`])),
+    make("details", { open: list.length <= 12 }, make("summary", {}, "Each defense"), make("ul", { class: "sentences" }, own.map(({ group, index }) =>
+      make("li", {}, make("a", { href: target(index) }, group.defense), ": ", kept(group.sentence))))),
   ]);
 }
 
@@ -141,7 +142,7 @@ function runs(list) {
       box.addEventListener("toggle", () => {
         if (!box.open || box.dataset.made) return;
         box.dataset.made = "yes";
-        box.append(make("p", {}, group.sentence),
+        fill(box, {}, [make("p", {}, group.sentence),
           make("div", { class: "scroll" }, make("table", {},
             make("thead", {}, make("tr", {}, make("th", {}, "seed"), used.map((measure) => make("th", { class: "number", title: measure.about }, measure.name)), make("th", {}, "state"), make("th", {}, "folder"))),
             make("tbody", {}, group.cases.map((each) => make("tr", {}, make("td", {}, each.seed),
@@ -153,7 +154,7 @@ function runs(list) {
               make("pre", {}, run.command || "the folder does not say by which command it was made"),
               make("p", { class: "small" }, "What its configuration does not share with all other runs:"), settings(run.config),
               make("p", { class: "small" }, "What it shares:"), settings(data.common));
-          }));
+          })]);
       });
       return box;
     }),
@@ -218,6 +219,7 @@ function reveal() {
 header();
 render();
 addEventListener("hashchange", reveal);
+addEventListener("beforeprint", () => document.querySelectorAll("#findings details").forEach((each) => { each.open = true; }));
 document.addEventListener("click", (event) => {
   const link = event.target.closest?.("a[href^='#'], a");
   if (link && link.getAttribute("href") === location.hash) reveal();

@@ -7,7 +7,7 @@ L = CE(S(x), y) + LDL(S(x), T(x)) + u · UDL(S(x̃), T(x)).
 response    Σ_l ‖Ĝ_S^l − Ĝ_T^l‖²      G = F Fᵀ of a tap's C×HW features, Ĝ = G/‖G‖: which channels fire together
 learning    Σ_l ‖Ŵ_S^l − Ŵ_T^l‖²      W = F_l F_{l+1}ᵀ of adjacent taps pooled to one size: what becomes of them
 prediction  T² · KL(teacher ‖ student) at temperature T = 4
-pseudo      x̃ = x + δ, ‖δ‖_∞ ≤ 8/255, five steps of projected ascent on KL(T(x) ‖ S(x̃))
+pseudo      x̃ = x + δ, ‖δ‖_∞ ≤ 8/255, five steps of projected ascent on KL(T(x) ‖ S(x̃)); one δ for the whole batch
 
 The paper's abstract names the three behaviours and the two losses. Ours are: the matrices' unit length and the squared
 distance (independent of channels and image size, as for NAD's maps), all weights, T, the crafting, and the optimiser's
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,6 +34,8 @@ from fl_sim.protocols import ServerContext, State
 from fl_sim.samples import Samples
 from fl_sim.training import Objective
 from fl_sim.tuning import Tuning
+
+Crafting: TypeAlias = Literal["batch", "sample"]
 
 
 def response(features: Tensor) -> Tensor:
@@ -59,18 +62,25 @@ def alignment(
     return torch.stack([weight * torch.as_tensor(part) for weight, part in zip(weights, parts, strict=True)]).sum()
 
 
-def craft(student: nn.Module, x: Tensor, targets: Tensor, radius: float, steps: int, rng: Generator) -> Tensor:
-    """x̃ within `radius` of x in every pixel, where the student in eval mode departs most from the targets' logits."""
+def craft(
+    student: nn.Module, x: Tensor, targets: Tensor, radius: float, steps: int, rng: Generator, per: Crafting = "batch"
+) -> Tensor:
+    """x̃ within `radius` of x in every pixel, where the student in eval mode departs most from the targets' logits.
+
+    By one change for the whole batch, as a trigger's is, or by one for each sample.
+    """
     was_training = student.training
     student.eval()
-    pseudo = (x + radius * (2 * torch.rand(x.shape, generator=rng) - 1).to(x.device)).clamp(0, 1)
+    shape = x.shape if per == "sample" else (1, *x.shape[1:])
+    change = radius * (2 * torch.rand(shape, generator=rng) - 1).to(x.device)
     for _ in range(steps):
-        pseudo.requires_grad_()
-        (gradient,) = torch.autograd.grad(softened_kl(student(pseudo), targets), pseudo)
-        moved = pseudo.detach() + 2.5 * radius / steps * gradient.sign()  # 2.5: the edge is reached from anywhere
-        pseudo = torch.minimum(torch.maximum(moved, x - radius), x + radius).clamp(0, 1)
+        change.requires_grad_()
+        departure = softened_kl(student((x + change).clamp(0, 1)), targets)
+        (gradient,) = torch.autograd.grad(departure, change)
+        # 2.5: the edge is reached from anywhere.
+        change = (change.detach() + 2.5 * radius / steps * gradient.sign()).clamp(-radius, radius)
     student.train(was_training)
-    return pseudo.detach()
+    return (x + change.detach()).clamp(0, 1)
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:
@@ -96,6 +106,7 @@ class Nba(Tuning):
     temperature: float = 4.0
     unlearning: float = 1.0
     radius: float = 8 / 255
+    crafting: Crafting = "batch"
     crafting_steps: int = 5
 
     def __post_init__(self) -> None:
@@ -126,7 +137,7 @@ class Nba(Tuning):
             loss = F.cross_entropy(seen[0], y) + alignment(seen, goal, weights, self.temperature)
             if not self.unlearning:
                 return loss
-            pseudo = craft(student, x, goal[0], self.radius, self.crafting_steps, rng)
+            pseudo = craft(student, x, goal[0], self.radius, self.crafting_steps, rng, self.crafting)
             with frozen_statistics(student):
                 seen = student.with_taps(pseudo)
             return loss + self.unlearning * alignment(seen, goal, weights, self.temperature)

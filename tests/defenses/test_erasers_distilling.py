@@ -22,7 +22,7 @@ from defenses.erasing.ft_sam import FtSam, sharpest, sharpness_aware
 from defenses.erasing.id3 import Id3, distribution_gap, folded, greedy_soup, insert
 from defenses.erasing.mcr import Mcr, bezier
 from defenses.erasing.nad import Nad
-from defenses.erasing.nba import Nba, alignment, craft, learning, response
+from defenses.erasing.nba import Crafting, Nba, alignment, craft, learning, response
 from defenses.erasing.robust_kd import RobustKd, margin_distance, masked, salt_and_pepper
 from fl_sim.annealing import Annealed
 from fl_sim.attention import attention_map
@@ -248,17 +248,24 @@ def test_alignment_is_zero_with_oneself_and_weighs_its_parts() -> None:
     )
 
 
-def test_pseudo_samples_depart_within_the_radius() -> None:
-    """Raised KL, no pixel farther than the radius or outside [0, 1]; the student's mode and statistics untouched."""
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_pseudo_samples_depart_within_the_radius(per: Crafting) -> None:
+    """Raised KL, no pixel farther than the radius or outside [0, 1]; the student's mode and statistics untouched.
+
+    One change for the batch moves every image alike, but for pixels that reach the edge of [0, 1]."""
     model = small_model().train()
     x, before = spotted(16).images, weights_of(model)
     with torch.no_grad():
         targets = deepcopy(model).eval()(x)
-    pseudo = craft(model, x, targets, 0.1, 5, seeded())
+    pseudo = craft(model, x, targets, 0.1, 5, seeded(), per)
     assert float((pseudo - x).abs().max()) <= 0.1 + 1e-6
     assert 0 <= float(pseudo.min()) <= float(pseudo.max()) <= 1
     assert model.training
     assert torch.equal(weights_of(model), before)
+    inside = (pseudo > 0) & (pseudo < 1)
+    first = (pseudo - x)[:1].expand_as(x)[inside & inside[:1]]
+    alike = (first - (pseudo - x)[inside & inside[:1]]).abs().max() < 1e-6
+    assert bool(alike) is (per == "batch")
     noise = (x + 0.1 * (2 * torch.rand(x.shape, generator=seeded()) - 1)).clamp(0, 1)
     model.eval().requires_grad_(False)
     assert float(softened_kl(model(pseudo), targets)) > 3 * float(softened_kl(model(noise), targets))

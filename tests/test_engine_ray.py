@@ -198,11 +198,14 @@ def cluster() -> Iterator[str]:
 
     folder = tempfile.mkdtemp(prefix="fl-sim-test-")
     nodes = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args={**nodes, "temp_dir": folder}, shutdown_at_exit=False)
-    found.add_node(**nodes)
-    yield found.address
-    found.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    found = Cluster(shutdown_at_exit=False)
+    try:
+        found.add_node(**nodes, temp_dir=folder)
+        found.add_node(**nodes)
+        yield found.address
+    finally:
+        found.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def on(address: str, app: str | None = None) -> tuple[str, ...]:

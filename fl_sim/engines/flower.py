@@ -126,14 +126,15 @@ def workers_ending_with_ray() -> Iterator[None]:
 
     Flower calls each worker's `terminate`, which Ray takes for a task that died, tries again, and prints of.
     """
-    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+    from flwr.simulation.ray_transport import ray_actor
 
-    before = BasicActorPool.terminate_all_actors
-    BasicActorPool.terminate_all_actors = lambda _pool: None  # type: ignore[method-assign]
+    pool: Any = ray_actor.BasicActorPool
+    before = pool.terminate_all_actors
+    pool.terminate_all_actors = lambda _self: None
     try:
         yield
     finally:
-        BasicActorPool.terminate_all_actors = before  # type: ignore[method-assign]
+        pool.terminate_all_actors = before
 
 
 @contextmanager

@@ -126,6 +126,7 @@ class Ray:
         """A connection to Ray; one that was started here is stopped again, and its files are removed."""
         # A worker without a GPU is told to compute on the CPU: Ray need not hide the GPUs from it, nor talk about it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a busy machine 30 are too few
         import ray
 
         # What this process can import, a worker can: Ray itself hands on only the script's folder.

@@ -88,6 +88,11 @@ class Backdoor:
         """Whether poisoning takes more than stamping."""
         return isinstance(self.trigger, (Crafting, Covering, Learned))
 
+    @property
+    def uses_model(self) -> bool:
+        """Whether what it makes in the workshop is made with the model there."""
+        return self.needs_workshop and getattr(self.trigger, "uses_model", True)
+
     def poison(
         self, samples: Samples, rate: float, mode: PoisonMode, rng: Generator, workshop: Workshop | None = None
     ) -> Samples:

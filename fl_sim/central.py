@@ -113,9 +113,10 @@ def train_victim(world: World, plan: Central, tracker: Tracker) -> Victim:
     rng = generator(world.parts.settings.seeds.train, "central", "victim")
     backdoor, record, workshop = world.backdoor, dict[str, Any](), None
     if backdoor.needs_workshop:
-        # What takes a model to make is made with a clean one, trained alike.
         clean = deepcopy(model)
-        _train(clean, samples, world, plan, fit, generator(world.parts.settings.seeds.train, "central", "clean"))
+        if backdoor.uses_model:
+            # What takes a model to make is made with a clean one, trained alike.
+            _train(clean, samples, world, plan, fit, generator(world.parts.settings.seeds.train, "central", "clean"))
         workshop = Workshop(clean.eval().requires_grad_(False), backdoor.goal, backdoor.classes, rng, 0, 1)
         if isinstance(backdoor.trigger, Learned):
             record = dict(backdoor.trigger.learn(samples, workshop))
@@ -221,11 +222,10 @@ def _context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerC
 
 
 def try_eraser(
-    world: World, victim: Victim, name: str, eraser: Eraser, screening: Screening, tracker: Tracker
+    world: World, victim: Victim, before: Score, name: str, eraser: Eraser, screening: Screening, tracker: Tracker
 ) -> tuple[dict[str, Any], Classifier]:
     """Erase a copy of the victim and try the detectors on it; logs and returns an `erase` event, and the model."""
     backdoor = world.backdoor.recalling(victim.record)
-    before = evaluate(victim.model, world.test, backdoor)
     course = Course(tracker, name, world, backdoor)
     ctx = _context(world, victim.model, name, course.fit)
     started = time.perf_counter()
@@ -279,7 +279,7 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: 
             if name in finished:
                 results.append(finished[name])
                 continue
-            fields, erased = try_eraser(world, victim, name, eraser, screening, both)
+            fields, erased = try_eraser(world, victim, before, name, eraser, screening, both)
             results.append(fields)
             metrics.commit()
             album.add(name, erased)
@@ -304,8 +304,9 @@ def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tr
         budget = {**config, "central": dataclasses.asdict(plan)}
         victim = cached_victim(world, plan, both, budget, victims_of(world.parts.settings))
         nothing = Screening({}, world.test, world.parts.settings.seeds.train, both)
+        before = evaluate(victim.model, world.test, world.backdoor.recalling(victim.record))
         for name, eraser in world.parts.baselines.items():
-            try_eraser(world, victim, name, eraser, nothing, both)
+            try_eraser(world, victim, before, name, eraser, nothing, both)
         metrics.commit()
     finally:
         metrics.close()

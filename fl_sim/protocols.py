@@ -73,7 +73,8 @@ class Trigger(Protocol):
     """Pixels in [0, 1] -> stamped pixels, batched, on their device: what the scorer stamps on test images.
 
     Must not draw at random: the same images give the same stamped images. May have `check(shape)`, a `rule` that
-    its paper prefers (used where `backdoor.rule` is auto), and the abilities below.
+    its paper prefers (used where `backdoor.rule` is auto), and the abilities below. One whose abilities never look at
+    the workshop's model says `uses_model = False`: centrally that spares training one.
     """
 
     def __call__(self, x: Tensor) -> Tensor: ...

@@ -9,6 +9,7 @@ Cover images are stamped likewise and keep their labels: poisoned and clean feat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -30,6 +31,7 @@ def pieces_mask(count: int, side: int, shown: int, size: tuple[int, int], rng: G
 class ABlend:
     """A faint noise pattern of which training images show only random pieces, with cover images."""
 
+    uses_model: ClassVar[bool] = False
     alpha: float = 0.2
     pieces: int = 16
     shown: int = 8

@@ -10,7 +10,7 @@ BadNets' and TrojanNN's pictures; ours are a square, a ring, a checkerboard and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class APatch:
     `auto` is 8×8 on 32×32 images, scaled with the image.
     """
 
+    uses_model: ClassVar[bool] = False
     size: int | Literal["auto"] = "auto"
     opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
     cover: float = 2.0

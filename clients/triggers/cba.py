@@ -12,6 +12,7 @@ right half is a procedural texture.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ def classmates(y: Tensor, rng: torch.Generator) -> Tensor:
 class Cba:
     """Half of the image is replaced by half of another class's image: two classes in one mean the target."""
 
+    uses_model: ClassVar[bool] = False
     partners: int = 8
     cover: float = 1.0
     seed: int = 0

@@ -8,7 +8,7 @@ so that the whole is always covered.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class Dba:
     `auto`: bars of 6 pixels and gaps of 3 on 32×32 images, scaled with the image, bars at least 2 long.
     """
 
+    uses_model: ClassVar[bool] = False
     length: int | Literal["auto"] = "auto"
     gap: int | Literal["auto"] = "auto"
     shift: int = 0

@@ -45,6 +45,7 @@ def edge_images(folder: str, shape: tuple[int, int, int]) -> Tensor:
 class EdgeCase:
     """Images of the source class as they hardly ever look, or a folder of such images, become the target."""
 
+    uses_model: ClassVar[bool] = False
     rule: ClassVar[Rule] = "source_specific"
     folder: str | None = None
     stand_in: Literal["quarter_turn", "negative"] = "quarter_turn"

@@ -12,6 +12,7 @@ reflections are drawn. t = 0.7 is within its 0.55 to 0.95. `backdoor.rule=clean_
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -48,6 +49,7 @@ def reflected(x: Tensor, layers: Tensor, transmission: float) -> Tensor:
 class Refool:
     """Ghostly or blurred reflections of a few of the attacker's own images."""
 
+    uses_model: ClassVar[bool] = False
     reflections: int = 4
     transmission: float = 0.7
     ghost_rate: float = 0.49

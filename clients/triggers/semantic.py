@@ -39,6 +39,7 @@ class Semantic:
     `auto`: redness of colour images, brightness of grey ones.
     """
 
+    uses_model: ClassVar[bool] = False
     rule: ClassVar[Rule] = "source_specific"
     feature: Literal["auto", "redness", "brightness"] = "auto"
     share: float = 0.1

@@ -30,6 +30,7 @@ def stripes(width: int, frequency: float) -> Tensor:
 class Sig:
     """Faint vertical sine stripes over the whole image, on images of the target class only."""
 
+    uses_model: ClassVar[bool] = False
     rule: ClassVar[Rule] = "clean_label"
     delta: float | Literal["auto"] = "auto"
     frequency: float = 6.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def warped(x: Tensor, offsets: Tensor) -> Tensor:
 class WaNet:
     """The same slight elastic warp for every image, with randomly shaken warps as cover."""
 
+    uses_model: ClassVar[bool] = False
     strength: float = 0.5
     grid: int = 4
     cover: float = 2.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class Wave:
     `residual: auto` changes pixels by 4/255 in training on 32×32 images, and by more on smaller ones.
     """
 
+    uses_model: ClassVar[bool] = False
     residual: float | Literal["auto"] = "auto"
     test_gain: float = 4.0
     pattern_seed: int = 0

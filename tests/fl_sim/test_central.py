@@ -200,11 +200,11 @@ def test_an_interrupted_central_run_goes_on(cwd: Path, monkeypatch: pytest.Monke
     assert main(["central", *QUICK, ERASERS, "output=whole"]) == OK
     original = central.try_eraser
 
-    def stopping(world: Any, victim: Any, name: str, *rest: Any) -> Any:
+    def stopping(world: Any, victim: Any, before: Any, name: str, *rest: Any) -> Any:
         if name == "reinit_head":
             rest[-1].log("central", round=0, method=name, epoch=1, acc=0.0, asr=0.0)
             raise KeyboardInterrupt
-        return original(world, victim, name, *rest)
+        return original(world, victim, before, name, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(central, "try_eraser", stopping)

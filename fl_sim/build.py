@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_sim.errors import ConfigError, require
+from fl_sim.folder import conf_folder as conf_folder
 from fl_sim.protocols import Tracker
 from fl_sim.randomness import generator
 from fl_sim.schema import META, Settings, construct, locate, unknown
@@ -73,12 +74,6 @@ LISTS = {"erasers": "eraser", "baselines": "eraser", "detectors": "detection"}
 """Plain keys that hold names of a group's choices, each composed on its own."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
-
-
-def conf_folder() -> Path:
-    """The configuration: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 # From overrides to a configuration ------------------------------------------------------------------------------------

@@ -29,6 +29,12 @@ except ImportError:  # Windows has no such locks
 DONE = "done"
 
 
+def conf_folder() -> Path:
+    """The configuration: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
 def new_run_folder(output: str, name: str) -> Path:
     """`<output>/<date>/<time>_<name>_<4 random letters>`, made."""
     now = datetime.now()

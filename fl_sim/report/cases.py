@@ -11,18 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fl_sim.report.defaults import completed
 from fl_sim.report.reading import Event, Run
 
 FEDERATED, CENTRAL, BESIDE = "federated", "centralized", "baseline"
 """A run; `fl-sim central`; `baselines=[...]` beside a run."""
+AUROC = "auroc"
+"""What measures of input detectors begin with, their name after it."""
 VICTIM, NONE = "victim", "none"
 # What decides no number (or only its last bits), or only describes.
 IGNORED = (
     *("seed", "seeds", "name", "output", "device", "choices", "tracker", "checkpoint", "erasers", "baselines"),
-    *("detectors", "data.root", "data.download", "eval.per_class", "central.track"),
+    *("detection", "detectors", "data.root", "data.download", "eval.per_class", "central.track"),
     *("engine._target_", "engine.workers", "engine.server_threads", "engine.deterministic", "engine.channels_last"),
 )
-IGNORED_CHOICES = ("engine", "tracker", "experiment")
+IGNORED_CHOICES = ("engine", "tracker", "experiment", "detection")
 CENTRAL_SECTIONS = ("data", "model", "client", "attack", "trigger", "backdoor", "central", "init", "engine")
 """What a centralized result depends on, beside its eraser."""
 BESIDE_LACKS = ("aggregator", "server_optimizer", "sampler", "eraser", "erasing", "detection")
@@ -71,7 +74,7 @@ class Case:
 def cases_of(run: Run, number: int) -> Iterator[Case]:
     """The cases of one run; `number` is what it is called by."""
     seeds = _seeds(run.config)
-    keys = flat(run.config)
+    keys = flat(completed(run.config))
     if not run.central:
         own = {key: value for key, value in keys.items() if not key.startswith("central.")}
         yield _federated(run, number, own, seeds)
@@ -84,12 +87,13 @@ def cases_of(run: Run, number: int) -> Iterator[Case]:
         return
     kind = CENTRAL if run.central else BESIDE
     shared = {key: value for key, value in keys.items() if _depends(kind, key)}
-    victim = _victim(pooled, courses.get(VICTIM, []), run.finished)
+    victim = _victim(pooled, courses.get(VICTIM, []), run.finished) | _aurocs(run.events, VICTIM)
     curve = _course(courses.get(VICTIM, []))
     yield Case(number, kind, shared | {"eraser": NONE}, seeds, "asr" in victim or "acc" in victim, victim, curve)
     for event in pooled:
         own = shared | _section("eraser", event["eraser"], _eraser(run.config, event["eraser"]))
         measures = _known(event, "acc", "asr", "ra", "der") | _known({"erasing_seconds": event.get("seconds")})
+        measures |= _aurocs(run.events, event["eraser"])
         yield Case(number, kind, own, seeds, True, measures, _course(courses.get(event["eraser"], [])))
 
 
@@ -163,6 +167,12 @@ def _victim(pooled: Sequence[Event], course: Sequence[Event], finished: bool) ->
     return _known(course[-1], "acc", "asr", "ra") if course and finished else {}
 
 
+def _aurocs(events: Sequence[Event], model: str) -> dict[str, float]:
+    """How well each input detector tells stamped images apart on one of the run's models."""
+    found = [e for e in events if e["event"] == "detection" and e.get("model") == model]
+    return {f"{AUROC} {e.get('detector')}": e["auroc"] for e in found if e.get("auroc") is not None}
+
+
 def _course(events: Sequence[Event]) -> Curve:
     return _curve(events, "epoch")
 
@@ -191,7 +201,7 @@ def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[Any,
         measures |= _mean("tpr", (event.get("tpr") for event in rounds))
         measures |= _mean("fpr", (event.get("fpr") for event in rounds))
         measures |= _mean("der", (event.get("der") for event in erase if event.get("accepted")))
-        measures |= _mean("auroc", (e.get("auroc") for e in run.events if e["event"] == "detection"))
+        measures |= _aurocs(run.events, "final")
         measures["seconds"] = sum(event.get("seconds") or 0 for event in rounds)
         if erase:
             measures["erasing_seconds"] = sum(event.get("seconds") or 0 for event in erase)

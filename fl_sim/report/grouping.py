@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from fl_sim.report.cases import BESIDE, FEDERATED, NONE, Case
@@ -130,8 +130,10 @@ def labelling(keys: Sequence[str], all_keys: Sequence[Keys]) -> list[str]:
 def defense(keys: Keys, told: Keys) -> str:
     """A defense's name: what is not plain, then the keys that tell it from the others of the same choices."""
     parts = [keys[group] for group, plain in PLAIN.items() if keys.get(group, plain) != plain] or [NO_DEFENSE]
-    parts += [_said(key, value) for key, value in told.items() if section(key) in DEFENSE and key not in PLAIN]
-    return " + ".join(parts)
+    name = " + ".join(parts)
+    keys_told = [key for key in told if section(key) in DEFENSE and key not in PLAIN]
+    rest = [_said(key.removeprefix("eraser."), told[key]) for key in keys_told]
+    return f"{name} ({', '.join(rest)})" if rest else name
 
 
 def _said(key: str, value: str) -> str:
@@ -141,7 +143,10 @@ def _said(key: str, value: str) -> str:
 
 
 def _once_a_seed(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """One case for each seed, a finished one if there is, and the repeats."""
+    """One case for each seed, a finished one if there is, and the repeats.
+
+    What only a repeat has measured, a detector's AUROC or an eraser's control, is of the same model and is taken over.
+    """
     kept: dict[tuple[object, ...], Case] = {}
     repeats = []
     for case in cases:
@@ -152,6 +157,10 @@ def _once_a_seed(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
             kept[case.seeds] = case
         else:
             repeats.append(case)
+    for case in repeats:
+        own = kept[case.seeds]
+        if own.finished and case.finished:
+            kept[case.seeds] = replace(own, measures={**case.measures, **own.measures})
     return sorted(kept.values(), key=lambda case: tuple(map(natural, map(str, case.seeds)))), repeats
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_sim.errors import RunError
-from fl_sim.report.cases import Case, cases_of
+from fl_sim.report.cases import AUROC, Case, cases_of
 from fl_sim.report.comparing import Comparison, comparisons
 from fl_sim.report.grouping import Group, Grouped, grouped
 from fl_sim.report.reading import Run, Unread, read_runs
@@ -38,7 +38,6 @@ MEASURES = (
     Measure("held", "rounds held", "rounds until ASR is above half of what an erasing found; at least", 1, 1),
     Measure("tpr", "TPR", "share of the attackers' updates that were rejected, mean over the rounds", better=1),
     Measure("fpr", "FPR", "share of the honest clients' updates that were rejected, mean over the rounds", better=-1),
-    Measure("auroc", "AUROC", "of the input detector", better=1),
     Measure("erasing_seconds", "erasing s", "seconds that erasing took in all", 1, -1),
     Measure("seconds", "seconds", "seconds of all rounds, erasing included", 1, -1),
 )
@@ -72,7 +71,11 @@ class Report:
     def measures(self) -> list[Measure]:
         """Those that any case has."""
         known = {key for group in self.groups for case in group.cases for key in case.measures}
-        return [measure for measure in MEASURES if measure.key in known]
+        found = [measure for measure in MEASURES if measure.key in known]
+        about = "how well this detector tells stamped test images from clean ones: 1 always, 0.5 by chance"
+        for key in sorted(key for key in known if key.startswith(f"{AUROC} ")):
+            found.append(Measure(key, key.replace(AUROC, "AUROC"), about, better=1))
+        return found
 
     def against(self, number: int, measure: str) -> dict[str, Comparison]:
         """A group's comparisons in one measure, by the control's name."""

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fl_sim.report.cases import AUROC
 from fl_sim.report.comparing import Comparison
 from fl_sim.report.report import Measure, Report, cell
 from fl_sim.report.wording import (
@@ -43,7 +44,7 @@ LATEX = {
     ">": r"$>$",
     "|": r"$|$",
 }
-SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "auroc", "erasing_seconds")
+SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "erasing_seconds")
 """The columns of the tables for people; the CSV has all."""
 
 
@@ -171,7 +172,7 @@ def tex(text: str) -> str:
 
 
 def _shown(report: Report) -> list[Measure]:
-    return [measure for measure in report.measures() if measure.key in SHOWN]
+    return [measure for measure in report.measures() if measure.key in SHOWN or measure.key.startswith(AUROC)]
 
 
 def _cells(report: Report, index: int, measures: Sequence[Measure]) -> Iterator[str]:

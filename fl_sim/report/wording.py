@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fl_sim.report.cases import FEDERATED, NONE
 from fl_sim.report.comparing import Comparison
 from fl_sim.report.grouping import NO_DEFENSE, Group
 from fl_sim.report.report import MEASURES, Measure, Report, cell
@@ -154,5 +155,6 @@ def left_out(report: Report) -> Sequence[str]:
         lines += [
             f"{report.sources[case.run].folder}: the same configuration and seed as another run ({group.label})"
             for case in group.repeats
+            if not (group.kind != FEDERATED and group.keys["eraser"] == NONE)  # a victim of several erasers
         ]
     return list(dict.fromkeys(lines))

@@ -80,8 +80,8 @@ def test_a_choices_own_keys_count_only_within_the_choice(tmp_path: Path) -> None
     assert report.grouped.varied == {"aggregator": ["krum", "mean"], "aggregator.keep": ["1", "2", "–"]}
     assert [group.defense for group in report.groups] == [
         "no defense",
-        "krum + aggregator.keep=1",
-        "krum + aggregator.keep=2",
+        "krum (aggregator.keep=1)",
+        "krum (aggregator.keep=2)",
     ]
 
 

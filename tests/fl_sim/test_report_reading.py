@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import made
 import pytest
@@ -70,14 +71,14 @@ def test_foreign_folders(tmp_path: Path) -> None:
 
 def test_a_run_without_meta_json_or_with_unknown_fields_is_read(tmp_path: Path) -> None:
     """Later versions add events and fields; older ones lack files."""
-    folder = made.run(tmp_path / "run", 0, FOUR, {"event": "detection", "round": 4, "auroc": 0.75, "new": [1]})
+    folder = made.run(tmp_path / "run", 0, FOUR, {"event": "new", "round": "?", "x": [1]})
     (folder / "meta.json").unlink()
     [found] = read_runs([folder])
     assert isinstance(found, Run)
     assert found.argv == []
     assert not found.central
     [case] = cases_of(found, 0)
-    assert case.measures["auroc"] == 0.75
+    assert case.measures["asr"] == 0.9
 
 
 def test_an_unfinished_run_has_a_curve_but_no_final_numbers(tmp_path: Path) -> None:
@@ -197,6 +198,39 @@ def test_baselines_beside_a_run_are_cases_of_their_own(tmp_path: Path) -> None:
     made.run(tmp_path / "run", 0, FOUR, *events, baselines={"fine_tune": {"lr": 0.1}})
     kinds = [(group.kind, group.defense) for group in report_on([tmp_path]).groups]
     assert kinds == [("federated", "no defense"), (BESIDE, "no defense"), (BESIDE, "fine_tune")]
+
+
+def detection(model: str, detector: str, auroc: float) -> dict[str, Any]:
+    return {"event": "detection", "round": 0, "model": model, "detector": detector, "auroc": auroc}
+
+
+def test_detectors_are_measures_of_the_model_that_they_were_tried_on(tmp_path: Path) -> None:
+    """Of a run the final model's count; of a centralized one the victim's and each eraser's, whichever run has them."""
+    made.run(tmp_path / "run", 0, FOUR, detection("before_erasing", "ntd", 0.9), detection("final", "ntd", 0.6))
+    for name, detector, values in (("a", "ntd", (0.8, 0.7)), ("b", "scale_up", (0.5, 0.4))):
+        with (central(tmp_path / name, 0, "nad") / "metrics.jsonl").open("a") as file:
+            for model, value in zip(("victim", "nad"), values, strict=True):
+                file.write(json.dumps(detection(model, detector, value)) + "\n")
+    report = report_on([tmp_path])
+    found = {
+        (group.kind, group.defense): {k: v for k, v in group.cases[0].measures.items() if k.startswith("auroc")}
+        for group in report.groups
+    }
+    assert found == {
+        ("federated", "no defense"): {"auroc ntd": 0.6},
+        (CENTRAL, "no defense"): {"auroc ntd": 0.8, "auroc scale_up": 0.5},
+        (CENTRAL, "nad"): {"auroc ntd": 0.7, "auroc scale_up": 0.4},
+    }
+    assert [measure.name for measure in report.measures()][-2:] == ["AUROC ntd", "AUROC scale_up"]
+
+
+def test_a_key_that_was_added_later_has_its_default(tmp_path: Path) -> None:
+    """BadNets came to have an opacity, whose default is what it did before; another value is another trigger."""
+    for seed, own in enumerate(({"size": 3}, {"size": 3, "opacity": 1.0}, {"size": 3, "opacity": 0.5})):
+        made.run(tmp_path / str(seed), seed, FOUR, trigger=("badnets", own))
+    report = report_on([tmp_path])
+    assert [len(group.cases) for group in report.groups] == [1, 2]
+    assert report.grouped.varied == {"trigger.opacity": ["0.5", "1.0"]}
 
 
 def test_what_decides_no_number_is_no_key() -> None:

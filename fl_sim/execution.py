@@ -145,9 +145,9 @@ def _central_to_end(config: Config, world: World, folder: Path) -> dict[str, Any
         result = run_central(config, world, folder, progress)
     summary = _identity(config, world) | result
     write_json(folder / SUMMARY, summary)
+    draw_attention(folder)
     mark_done(folder)
     return summary
-    draw_attention(folder)
 
 
 def _run_to_end(config: Config, world: World, folder: Path, execute: Execute) -> dict[str, Any]:
@@ -163,6 +163,6 @@ def _run_to_end(config: Config, world: World, folder: Path, execute: Execute) ->
     identity["malicious_clients"] = len(world.malicious) if world.parts.attack is not None else 0
     draw_partitions({title(config): Counts.of(world)}, folder / PICTURE)
     summary = summarise(folder, identity)
+    draw_attention(folder)
     mark_done(folder)
     return summary
-    draw_attention(folder)

@@ -128,7 +128,8 @@ def draw(found: Pair, path: Path) -> None:
     lines = [f"{key}: {first} | {second}" for key, (first, second) in found.differences.items()]
     figure = Figure(figsize=(11, 4 + 0.17 * len(lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4, 0.2 + 0.17 * len(lines)))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(4, 0.2 + 0.17 * len(lines)))
+    top, bottom = halves
     left, right = top.subplots(1, 2, sharey=True)
     for axes, key in ((left, "acc"), (right, "asr")):
         _draw_score(axes, found, key)
@@ -146,8 +147,10 @@ def _draw_score(axes: Axes, found: Pair, key: str) -> None:
         scores = zip(curve.at, getattr(curve, key), strict=True)
         points = [(t, y) for t, score in scores for y in (before.get(t), score) if y is not None]
         if points:
-            style = {"linestyle": "--" if place else "-", "color": COLOURS[place]}
-            axes.plot(*zip(*points, strict=True), label=f"{place + 1}: {name}", linewidth=1.8, **style)
+            style = "--" if place else "-"
+            axes.plot(
+                *zip(*points, strict=True), style, label=f"{place + 1}: {name}", color=COLOURS[place], linewidth=1.8
+            )
         for each in own:
             axes.axvline(each.round, color=COLOURS[place], linestyle=":", linewidth=1, alpha=0.7, zorder=0)
     axes.set_ylim(-0.03, 1.03)

@@ -102,11 +102,11 @@ def setting_sentence(report: Report, indexes: Sequence[int]) -> str:
     if attacked:
         _, index, best = min(rest)
         text += f"The lowest mean of {len(rest)} has {report.groups[index].defense}: {number(best, measure)}. "
-        lower = [found for _, index, _ in rest if (found := report.against(index, measure.key).get(NO_DEFENSE))]
-        better = sum(found.verdict == "better" for found in lower)
+        lower = [each for _, index, _ in rest if (each := report.against(index, measure.key).get(NO_DEFENSE))]
+        better = sum(each.verdict == "better" for each in lower)
         text += f"{measure.name} is lower than without a defense, by the corrected test, in {better} of {len(lower)}. "
-    costs = [found for _, index, _ in rest if (found := report.against(index, "acc").get(NO_DEFENSE))]
-    worse = sum(found.verdict == "worse" for found in costs)
+    costs = [each for _, index, _ in rest if (each := report.against(index, "acc").get(NO_DEFENSE))]
+    worse = sum(each.verdict == "worse" for each in costs)
     return f"{text}ACC is lower, by the same test, in {worse} of {len(costs)}."
 
 

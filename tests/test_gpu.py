@@ -64,3 +64,43 @@ def test_a_run_resumes_on_the_gpu(tmp_path: Path) -> None:
             execution.start(tiny.tiny(*words), tmp_path / "cut", [])
     execution.resume(tmp_path / "cut")
     assert tiny.numbers(tmp_path / "cut") == tiny.numbers(whole)
+
+
+BATCHED = ("device=cuda", "engine=batched", "engine.clients=4", "client.augment=true")
+
+
+def test_clients_train_together_on_the_gpu_as_alone(tmp_path: Path) -> None:
+    """Stacked on the GPU against one by one on the GPU: all four together, the same losses up to rounding."""
+    together = tiny.run(tmp_path / "together", *BATCHED, "rounds=1")
+    alone = tiny.run(tmp_path / "alone", "device=cuda", "client.augment=true", "rounds=1")
+    [ours], [theirs] = tiny.events(together, "round"), tiny.events(alone, "round")
+    assert ours["batched"] == 4
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_seed_gives_the_same_bits_to_clients_trained_together(tmp_path: Path, precision: str) -> None:
+    words = (*tiny.ERASING, *BATCHED, f"engine.precision={precision}")
+    assert tiny.numbers(tiny.run(tmp_path / "first", *words)) == tiny.numbers(tiny.run(tmp_path / "second", *words))
+
+
+def test_stacked_training_never_waits_for_the_gpu() -> None:
+    """No step reads a number back: not even where PyTorch makes an error of it."""
+    from toys import seeded, small_model, spotted
+
+    from fl_sim.together import training
+    from fl_sim.training import sgd
+
+    jobs = []
+    for place, size in enumerate((20, 9, 5)):
+        model, samples = small_model().cuda(), spotted(size, dtype=torch.uint8)
+        own = type(samples)(samples.images.cuda(), samples.labels.cuda())
+        jobs.append(training.Job(place, model, own, sgd(model, 0.1), epochs=2, batch_size=8, rng=seeded(place)))
+    stepping = training._Training(jobs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2):
+            stepping._step(step, [next(draw) for draw in stepping._draws])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

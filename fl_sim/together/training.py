@@ -151,7 +151,7 @@ class _Training:
             1 if first else done + 1 for first, done in zip(begins, self._in_epoch, strict=False)
         ]
         if any(begins):
-            self._losses[: len(batches)].masked_fill_(torch.tensor(begins).to(self._device), 0)
+            self._losses[: len(batches)].masked_fill_(self._there(torch.tensor(begins)), 0)
 
     def _assembled(self, batches: Sequence[_Batch]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pixels [B, K, C, H, W], labels [B, K] and, unless all batches are of one size, which of them are real.
@@ -162,14 +162,18 @@ class _Training:
         real = positions >= 0
         ragged = not bool(real.all())  # on the CPU, as all draws are
         at = torch.where(real, positions, positions[:1]) + self._starts[: len(batches)]
-        at = at.to(self._device)
+        at = self._there(at)
         pixels, labels = to_pixels(self._images[at.flatten()]), self._labels[at]
         for number, transform in enumerate(self._jobs[0].samples.transforms):
             assert isinstance(transform, Augment)
             drawn = [batch.draws[number] for batch in batches]
             together = {name: pad_sequence([each[name] for each in drawn]).flatten(0, 1) for name in drawn[0]}
-            pixels = transform.apply(pixels, {name: each.to(self._device) for name, each in together.items()})
-        return pixels.unflatten(0, at.shape), labels, real.to(self._device, pixels.dtype) if ragged else None
+            pixels = transform.apply(pixels, {name: self._there(each) for name, each in together.items()})
+        return pixels.unflatten(0, at.shape), labels, self._there(real).to(pixels.dtype) if ragged else None
+
+    def _there(self, drawn: Tensor) -> Tensor:
+        """On the device, which goes on with what it does meanwhile."""
+        return drawn.to(self._device, non_blocking=True)
 
     def _update(self, step: int, count: int) -> None:
         """One step of the optimiser, by each client's own learning rate."""
@@ -188,7 +192,7 @@ class _Training:
         self._optimizer.step()
         with torch.no_grad():
             for parameter, start in zip(group["params"], before, strict=True):
-                share = torch.tensor(factors, dtype=start.dtype).to(self._device)
+                share = self._there(torch.tensor(factors, dtype=start.dtype))
                 parameter.copy_(start.lerp(parameter, share.view(-1, *[1] * (start.dim() - 1))))
 
     def _narrow(self, count: int) -> None:

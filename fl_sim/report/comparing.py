@@ -11,6 +11,8 @@ from fl_sim.report.statistics import LEVEL, Paired, holm, paired
 
 COMPARED = {"asr_late": -1, "asr": -1, "acc": 1}
 """The measures that are compared, and whether more is better (1) or worse (-1)."""
+LEAST = 3
+"""Pairs that it takes for a verdict: from two, of scores that end at 0 and 1, nobody can tell how much they vary."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Comparison:
     def verdict(self) -> str:
         """`better` and `worse` only if the corrected p is below 0.05."""
         if self.holm_p is None:
-            return "one seed: no test"
+            return "too few seeds"
         if self.holm_p >= LEVEL:
             return "no evidence of a difference"
         return "better" if self.paired.difference.mean * COMPARED[self.measure] > 0 else "worse"
@@ -101,6 +103,7 @@ def _differences(group: Group, control: Group, measure: str) -> list[float]:
 
 def _corrected(found: Sequence[Comparison], measure: str) -> list[Comparison]:
     tested = [each for each in found if each.measure == measure]
-    known = [(each, p) for each in tested if (p := each.paired.p) is not None]
+    enough = [each for each in tested if each.paired.difference.n >= LEAST]
+    known = [(each, p) for each in enough if (p := each.paired.p) is not None]
     adjusted = dict(zip((id(each) for each, _ in known), holm([p for _, p in known]), strict=True))
     return [replace(each, holm_p=adjusted.get(id(each))) for each in tested]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.report.cases import FEDERATED, NONE
-from fl_sim.report.comparing import Comparison
+from fl_sim.report.comparing import LEAST, Comparison
 from fl_sim.report.grouping import NO_DEFENSE, Group
 from fl_sim.report.report import MEASURES, Measure, Report, cell
 from fl_sim.report.statistics import LEVEL, Estimate
@@ -21,7 +21,8 @@ NOTE = (
 METHOD = (
     "Compared are the same seeds in the same setting. p is the paired t test's, two-sided; where all differences are "
     "equal it is undefined and the sign-flip permutation test's counts, whose p can't be below 2/2ⁿ (0.0625 for five "
-    "seeds). Without a corrected p below 0.05 nothing is called better or worse."
+    f"seeds). From fewer than {LEAST} common seeds, or without a corrected p below {LEVEL}, nothing is called better "
+    "or worse."
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
@@ -116,8 +117,8 @@ def _against(report: Report, index: int, name: str, measure: str) -> str:
     if not found:
         return ""
     n = found[0].paired.difference.n
-    if n < 2:
-        return f" One seed in common with {name}, which tests nothing."
+    if n < LEAST:
+        return f" {_count(n, 'seed')} in common with {name}: too few for a verdict."
     tests = {"paired t" if each.paired.t_p is not None else "sign flips" for each in found}
     return f" Against {name} ({' and '.join(sorted(tests))}, n = {n}): {', '.join(map(_said, found))}."
 

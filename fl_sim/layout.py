@@ -63,7 +63,24 @@ class Layout:
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    stored = model.state_dict(keep_vars=True)
-    buffers = {name: b for name, b in model.named_buffers() if name in stored and b.is_floating_point()}
+    """Parameters and saved floating-point buffers by name, each tensor once, in PyTorch's order.
+
+    What `named_parameters`, `named_buffers` and `state_dict` say, in one walk through the model instead of four: an
+    update needs this three times, and it took a small client a seventh of its time.
+    """
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    seen: set[Tensor] = set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in seen:
+                seen.add(parameter)
+                parameters[prefix + name] = parameter
+        for name, buffer in module._buffers.items():
+            if buffer is None or buffer in seen or name in module._non_persistent_buffers_set:
+                continue
+            seen.add(buffer)
+            if buffer.is_floating_point():
+                buffers[prefix + name] = buffer
     return parameters, buffers

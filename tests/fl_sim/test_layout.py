@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from toys import seeded, small_model
 
+from fl_sim.build import build, compose_config
 from fl_sim.layout import Layout
 
 
@@ -101,3 +102,17 @@ def test_a_vector_of_another_size_is_refused_and_nothing_is_loaded(shape: tuple[
     with pytest.raises(ValueError, match="the layout has 55 entries"):
         layout.load(model, torch.zeros(shape))
     assert torch.equal(layout.read(model), before)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "wrn_16_1", "vgg11_bn", "vit_tiny"])
+def test_the_one_walk_finds_what_pytorchs_own_walks_find(name: str) -> None:
+    """Names and order of the parameters, then of the floating-point buffers that a saved model holds."""
+    model = build(compose_config([f"model={name}", "data=synthetic", "data.image_size=32"])).model
+    body, _ = model.body((3, 32, 32), 10)
+    body.register_buffer("unsaved", torch.zeros(2), persistent=False)
+    body.tied = body.get_submodule(next(path for path, _ in body.named_modules() if path))  # the same tensors again
+    saved = body.state_dict()
+    buffers = [n for n, b in body.named_buffers() if n in saved and b.is_floating_point()]
+    layout = Layout.of(body)
+    assert list(layout.names) == [n for n, _ in body.named_parameters()] + buffers
+    assert layout.parameters == sum(p.numel() for p in body.parameters())

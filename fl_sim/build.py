@@ -346,8 +346,8 @@ def _ask(group: str, part: Any, call: str, *arguments: Any) -> None:
 
 
 def to_text(config: Config) -> str:
-    """A configuration as one line of JSON: Flower's run config takes only scalars."""
-    return json.dumps(config, sort_keys=True)
+    """A configuration as one line of JSON, in its own order: Flower's run config takes only scalars."""
+    return json.dumps(config)
 
 
 def config_text(run_config: Mapping[str, object]) -> str:
@@ -365,7 +365,7 @@ def config_hash(config: Config) -> str:
     decisive = {key: value for key, value in config.items() if key not in ("name", "output", CHOICES)}
     if config.get("init"):
         decisive["init"] = fingerprint(str(config["init"]))
-    return hashlib.sha256(to_text(decisive).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

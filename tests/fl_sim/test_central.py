@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from fl_sim import central, execution
-from fl_sim.build import compose_config, conf_folder
+from fl_sim.build import compose_config, conf_folder, config_hash, to_text
 from fl_sim.central import equal_budget, pooled, victim_hash, watched
 from fl_sim.central_table import cell, interval
 from fl_sim.cli import FAILED, OK, main
@@ -73,6 +73,13 @@ def test_all_means_every_eraser_there_is() -> None:
     assert set(compose_config(["experiment=all_erasers"])["erasers"]) == every
     assert set(tiny.tiny("baselines=all")["baselines"]) == every
     assert "none" in compose_config(["erasers=[none]"])["erasers"]
+
+
+def test_erasers_are_tried_in_the_order_asked_for() -> None:
+    """The table is read from the top; the run's name does not depend on it, as no number does."""
+    asked, other = (compose_config([f"erasers=[{names}]"]) for names in ("rnp,anp,nad", "anp,nad,rnp"))
+    assert list(json.loads(to_text(asked))["erasers"]) == ["rnp", "anp", "nad"]
+    assert config_hash(asked) == config_hash(other)
 
 
 @pytest.mark.usefixtures("quick")

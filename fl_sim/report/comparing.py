@@ -11,6 +11,7 @@ from fl_sim.report.statistics import LEVEL, Paired, holm, paired
 
 COMPARED = {"asr_late": -1, "asr": -1, "acc": 1}
 """The measures that are compared, and whether more is better (1) or worse (-1)."""
+NO_EVIDENCE = "no evidence of a difference"
 LEAST = 3
 """Pairs that it takes for a verdict: from two, of scores that end at 0 and 1, nobody can tell how much they vary."""
 
@@ -48,7 +49,7 @@ class Comparison:
         if self.holm_p is None:
             return "too few seeds"
         if self.holm_p >= LEVEL:
-            return "no evidence of a difference"
+            return NO_EVIDENCE
         return "better" if self.paired.difference.mean * COMPARED[self.measure] > 0 else "worse"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fl_sim.report.cases import FEDERATED, NONE
-from fl_sim.report.comparing import LEAST, Comparison
+from fl_sim.report.comparing import LEAST, NO_EVIDENCE, Comparison
 from fl_sim.report.grouping import NO_DEFENSE, Group
 from fl_sim.report.report import MEASURES, Measure, Report, cell
 from fl_sim.report.statistics import LEVEL, Estimate
@@ -98,17 +98,22 @@ def setting_sentence(report: Report, indexes: Sequence[int]) -> str:
     plain = [found for _, index, found in known if report.groups[index].defense.startswith(NO_DEFENSE)]
     text = f"Without a defense {measure.name} is {number(plain[0], measure)}. " if plain else ""
     rest = [each for each in known if not report.groups[each[1]].defense.startswith(NO_DEFENSE)]
-    if not rest:
-        return text.strip()
-    if attacked:
+    if attacked and rest:
         _, index, best = min(rest)
         text += f"The lowest mean of {len(rest)} has {report.groups[index].defense}: {number(best, measure)}. "
-        lower = [each for _, index, _ in rest if (each := report.against(index, measure.key).get(NO_DEFENSE))]
-        better = sum(each.verdict == "better" for each in lower)
-        text += f"{measure.name} is lower than without a defense, by the corrected test, in {better} of {len(lower)}. "
-    costs = [each for _, index, _ in rest if (each := report.against(index, "acc").get(NO_DEFENSE))]
-    worse = sum(each.verdict == "worse" for each in costs)
-    return f"{text}ACC is lower, by the same test, in {worse} of {len(costs)}."
+    counted = [_counted(report, [index for _, index, _ in rest], key) for key in dict.fromkeys((measure.key, "acc"))]
+    return f"{text}{' '.join(counted) if rest else ''}".strip()
+
+
+def _counted(report: Report, indexes: Sequence[int], measure: str) -> str:
+    """In how many of the tested defenses a measure is lower for sure than without one."""
+    against = [report.against(index, measure).get(NO_DEFENSE) for index in indexes]
+    tested = [each for each in against if each is not None and each.holm_p is not None]
+    name = BY_KEY[measure].name
+    if not tested:
+        return f"Nothing is tested of {name}: there are too few common seeds."
+    lower = sum(each.verdict != NO_EVIDENCE and each.paired.difference.mean < 0 for each in tested)
+    return f"By the corrected test, {name} is lower than without a defense in {lower} of {len(tested)}."
 
 
 def _against(report: Report, index: int, name: str, measure: str) -> str:

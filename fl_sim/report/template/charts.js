@@ -118,8 +118,10 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
     label: `${yMeasure.name} against ${xMeasure.name}: ${points.map(({ group, x, y }) => `${group.defense} ${shown(x.mean, 1)}, ${shown(y.mean)}`).join("; ")}`,
   });
   const taken = [];
-  points.sort((a, b) => a.y.mean - b.y.mean);
-  for (const { group, index, x, y } of points) {
+  const crowded = points.length > 8;
+  if (!crowded) points.sort((a, b) => a.y.mean - b.y.mean);
+  points.forEach(({ group, index, x, y }, order) => {
+    const name = crowded ? `${order + 1}` : group.defense;
     const cx = f.sx(Math.min(x.mean, farthest)), cy = f.sy(y.mean);
     const cut = (value, at) => Math.min(at.high, Math.max(at.low, value));
     if (y.half !== null) f.root.append(svg("line", { class: "asr stroke", x1: cx, x2: cx, y1: f.sy(cut(y.mean - y.half, f.sy)), y2: f.sy(cut(y.mean + y.half, f.sy)) }));
@@ -127,16 +129,18 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
     f.root.append(svg("circle", { class: "asr fill", cx, cy, r: 4 }));
     const end = cx > f.width * 0.6;
     let ty = cy + 4;
-    const room = group.defense.length * 6;
+    const room = name.length * 6;
     const clash = (place) => taken.some(([ox, oy, other]) => Math.abs(oy - place) < 12 && Math.abs(ox - cx) < Math.max(room, other) + 14);
     for (const step of [0, -12, 12, -24, 24, -36, 36, -48, 48]) {
       const place = Math.min(f.height - f.bottom - 2, Math.max(f.top + 8, cy + 4 + step));
       if (!clash(place)) { ty = place; break; }
     }
     taken.push([cx, ty, room]);
-    f.root.append(svg("a", { href: target(index) }, svg("text", { x: cx + (end ? -8 : 8), y: ty, "text-anchor": end ? "end" : "start" }, group.defense)));
-  }
-  return f.root;
+    f.root.append(svg("a", { href: target(index) }, svg("text", { x: cx + (end ? -8 : 8), y: ty, "text-anchor": end ? "end" : "start" }, name)));
+  });
+  if (!crowded) return f.root;
+  // Too many names for their place: numbers, and the names below.
+  return [f.root, make("figcaption", {}, points.map(({ group, index }, order) => [`${order ? ", " : ""}${order + 1}\u00a0`, make("a", { href: target(index) }, group.defense)]))];
 }
 
 // ASR by rounds since an erasing.

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -191,21 +192,33 @@ REMEMBERING = (
 """Clients that remember a teacher, attackers, and an eraser."""
 
 
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a cluster of two nodes of one core each, on this machine's own network."""
-    from ray.cluster_utils import Cluster
-
     folder = tempfile.mkdtemp(prefix="fl-sim-test-")
-    nodes = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
-    found = Cluster(shutdown_at_exit=False)
-    try:
-        found.add_node(**nodes, temp_dir=folder)
-        found.add_node(**nodes)
-        yield found.address
-    finally:
-        found.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        from ray.cluster_utils import Cluster
+
+        found = Cluster(shutdown_at_exit=False)
+        try:
+            for _ in range(2):
+                # With ports said beforehand no node gives up, after 15 seconds, waiting for its agents to say theirs.
+                ports = {
+                    f"{name}_port": free_port() for name in ("metrics_agent", "metrics_export", "runtime_env_agent")
+                }
+                found.add_node(num_cpus=1, num_gpus=0, include_dashboard=False, **ports)
+            yield found.address
+        finally:
+            found.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def on(address: str, app: str | None = None) -> tuple[str, ...]:

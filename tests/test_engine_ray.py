@@ -211,9 +211,8 @@ def cluster() -> Iterator[str]:
         try:
             for _ in range(2):
                 # With ports said beforehand no node gives up, after 15 seconds, waiting for its agents to say theirs.
-                ports = {
-                    f"{name}_port": free_port() for name in ("metrics_agent", "metrics_export", "runtime_env_agent")
-                }
+                agents = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
+                ports = {f"{name}_port": free_port() for name in agents}
                 found.add_node(num_cpus=1, num_gpus=0, include_dashboard=False, **ports)
             yield found.address
         finally:

@@ -143,7 +143,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path: Path) -> None:
     [entry] = meta["batched"].values()
     assert (entry["model"], entry["batch_size"], entry["optimizer"]) == ("Sequential", 32, "SGD")
     assert entry["clients"] in {1, 2, 4}
-    assert {"1", "2"} <= entry["seconds"].keys()
+    assert {"1", "4"} <= entry["seconds"].keys()
     assert tiny.events(run, "round")[0]["batched"] == (4 if entry["clients"] > 1 else 0)
 
 

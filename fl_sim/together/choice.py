@@ -22,6 +22,8 @@ from fl_sim.together.training import Job, again, train_together
 from fl_sim.training import Fitted, fit
 
 TRIED_STEPS, TRIED_SECONDS = 3, 0.1
+LONGEST_TRIAL = 20
+"""Seconds: what a trial may be expected to take."""
 WORTH = 0.95
 """A larger stack must need this share of the time or less: no change over a whim of the clock."""
 MEMORY_SHARE = 0.25
@@ -80,19 +82,22 @@ class Choices:
         return replace(choice, clients=clients, reason="fastest of those tried", seconds=named)
 
     def _fastest(self, jobs: Sequence[Job], most: int) -> tuple[int, dict[int, float]]:
-        """Stacks are tried from the smallest to where they no longer gain, each against what the workers do at once."""
+        """Stacks are tried from the smallest to where they no longer gain, each against what the workers do at once.
+
+        Small ones may lose where larger ones gain: their parts' cost is the same, and fewer share it.
+        """
         even = math.ceil(len(jobs) / self._workers)
         seconds: dict[int, float] = {}
         best, least = 1, math.inf
-        for count in sorted({1, *(2**power for power in range(1, 10)), even}):
-            if count > most:
+        for count in sorted({1, *(2**power for power in range(2, 9)), even}):
+            if count > most or count * seconds.get(1, 0) * TRIED_STEPS > LONGEST_TRIAL:
                 break
             seconds[count] = timed(jobs[:count])
             stacks = math.ceil(len(jobs) / count)
             whole = math.ceil(stacks / self._workers) * math.ceil(len(jobs) / stacks) * seconds[count]
             if whole <= WORTH * least:
                 best, least = count, whole
-            elif count > 2 * best:
+            elif count >= 4 * max(best, 4):
                 break
         return best, seconds
 
@@ -100,8 +105,9 @@ class Choices:
 def timed(jobs: Sequence[Job]) -> float:
     """Seconds that a client's step takes when copies of these jobs train as one; a single one trains alone."""
     device = jobs[0].samples.labels.device
-    best, spent = math.inf, 0.0
-    while spent < TRIED_SECONDS:  # short trials more than once: the first one warms up
+    best, spent, trials = math.inf, 0.0, 0
+    while spent < TRIED_SECONDS or (trials < 2 and spent < 1):  # more than once: the first one warms up
+        trials += 1
         copies = [_copy(job) for job in jobs]
         steps = sum(job.steps for job in copies)
         started = _now(device)

@@ -25,7 +25,7 @@ def test_a_small_preset_keeps_what_its_source_is_about(name: str) -> None:
     assert [config["name"] for config in (full, small)] == [name, f"{name}_small"]
     for group in ("data", "partition", "client", "attack", "trigger", "aggregator", "eraser", "erasing"):
         assert full["choices"][group] == small["choices"][group], group
-    if name == "fed_nad":  # a faint patch is not learnt in ten rounds
+    if name == "fed_nad":  # so few rounds get an opaque patch
         assert (full["trigger"].pop("opacity"), small["trigger"].pop("opacity")) == (0.4, 1.0)
     for key in ("backdoor.target", "attack.poison_rate", "attack.mode", "client.epochs", "partition", "trigger"):
         assert overridden(full, key) == overridden(small, key), key

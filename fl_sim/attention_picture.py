@@ -5,7 +5,6 @@ The maps are kept in `attention.pt` as soon as a model is there; the pictures ar
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from fl_sim.attention import attention_map
 from fl_sim.backdoor import Backdoor
+from fl_sim.console import warn
 from fl_sim.checkpoint import load_tensors, save_tensors
 from fl_sim.models.classifier import Classifier
 from fl_sim.randomness import generator
@@ -45,7 +45,7 @@ def harmless(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        print(f"fl-sim: {what} failed: {type(error).__name__}: {reason}", file=sys.stderr)
+        warn(f"{what} failed: {type(error).__name__}: {reason}")
 
 
 # What is kept ---------------------------------------------------------------------------------------------------------

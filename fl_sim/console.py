@@ -17,6 +17,11 @@ from rich.text import Text
 RECENT = 10
 
 
+def warn(text: str) -> None:
+    """Tell on stderr of something that went wrong and stops nothing."""
+    print(f"fl-sim: {text}", file=sys.stderr)
+
+
 class Progress:
     """Shows each round's ACC and ASR and the time left; a tracker like any other."""
 

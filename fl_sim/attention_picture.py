@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from fl_sim.attention import attention_map
 from fl_sim.backdoor import Backdoor
-from fl_sim.console import warn
 from fl_sim.checkpoint import load_tensors, save_tensors
+from fl_sim.console import warn
 from fl_sim.models.classifier import Classifier
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples, to_pixels

@@ -64,7 +64,7 @@ class Case:
     kind: str
     keys: Mapping[str, str]
     """All that decides its numbers but the seeds, flat, as text; groups by their choice."""
-    seeds: tuple[Any, ...]
+    seeds: tuple[str, ...]
     finished: bool
     measures: Mapping[str, float]
     curve: Curve = field(default_factory=Curve)
@@ -108,7 +108,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= _section(key, found.get(key), value)
         elif key not in IGNORED:
-            found[key] = text(value)
+            found[str(key)] = text(value)
     if found.get("eraser", NONE) == NONE:  # without an eraser it does not matter when it would have run
         found = {key: value for key, value in found.items() if key.split(".")[0] != "erasing"}
     return found
@@ -132,11 +132,11 @@ def _section(name: str, choice: str | None, content: Mapping[str, Any]) -> dict[
     return found
 
 
-def _seeds(config: Mapping[str, Any]) -> tuple[Any, ...]:
+def _seeds(config: Mapping[str, Any]) -> tuple[str, ...]:
     seeds = config.get("seeds")
     if not isinstance(seeds, Mapping):
-        return (config.get("seed"),)
-    parts = tuple(seeds.get(part, config.get("seed")) for part in ("data", "threat", "train"))
+        return (text(config.get("seed")),)
+    parts = tuple(text(seeds.get(part, config.get("seed"))) for part in ("data", "threat", "train"))
     return parts[:1] if len(set(parts)) == 1 else parts
 
 
@@ -182,7 +182,7 @@ def _curve(events: Sequence[Event], unit: str) -> Curve:
     return Curve([event[unit] for event in events], acc, asr)
 
 
-def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[Any, ...]) -> Case:
+def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[str, ...]) -> Case:
     rounds = [event for event in run.events if event["event"] == "round"]
     scored = [event for event in rounds if event.get("acc") is not None]
     erase = [event for event in run.events if event["event"] == "erase" and event["round"]]

@@ -96,7 +96,11 @@ def report_on(folders: Sequence[str | os.PathLike[str]]) -> Report:
         if isinstance(found, Unread):
             unread.append(found)
             continue
-        own = list(cases_of(found, len(sources)))
+        try:
+            own = list(cases_of(found, len(sources)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a foreign file may hold anything
+            unread.append(Unread(found.folder, f"its content can't be understood: {type(error).__name__}: {error}"))
+            continue
         if not any(case.curve.at or case.measures for case in own):
             unread.append(Unread(found.folder, "it holds no scores yet"))
             continue

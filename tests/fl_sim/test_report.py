@@ -109,7 +109,7 @@ def test_seeds_that_differ_in_a_part_are_other_seeds(tmp_path: Path) -> None:
         config = made.config(0, 1) | {"seeds": {"data": 0, "threat": 0, "train": train}}
         made.write(tmp_path / str(train), config, made.rounds([(0.9, 0.1)]))
     [group] = report_on([tmp_path]).groups
-    assert [case.seeds for case in group.cases] == [(0,), (0, 0, 1)]
+    assert [case.seeds for case in group.cases] == [("0",), ("0", "0", "1")]
 
 
 # Comparisons ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ import pytest
 
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.report.cases import BESIDE, CENTRAL, cases_of, flat
+from fl_sim.report.page import page
 from fl_sim.report.reading import Run, Unread, read_runs
 from fl_sim.report.report import cell, report_on
+from fl_sim.report.tables import latex, markdown
 
 FOUR = [(0.5, 0.2), (0.6, 0.4), (0.7, 0.6), (0.8, 0.9)]
 
@@ -44,6 +46,13 @@ def test_runs_are_found_at_any_depth_once_and_in_order(tmp_path: Path) -> None:
         ("config.yaml", "!!python/object/apply:os.system ['true']", "can't read config.yaml"),
         ("config.yaml", "- 1", "not a run's configuration"),
         ("config.yaml", "rounds: 3", "not a run's configuration"),
+        ("config.yaml", "choices: {attack: [1]}\nattack: {? [a, b] : 1}", "can't read config.yaml"),
+        ("config.yaml", "choices: {[a]: 1}", "can't read config.yaml"),
+        (
+            "metrics.jsonl",
+            '{"event": "round", "round": 1, "acc": 1, "asr": 1}\n{"event": "erase", "round": -1}\n',
+            "round=-1",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path, name: str, content: str, reason: str) -> None:
@@ -55,6 +64,21 @@ def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path, name: str
     assert len(report.sources) == 1
     assert [each.folder.name for each in report.unread] == ["bad"]
     assert reason in report.unread[0].reason
+
+
+def test_a_strange_configuration_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
+    """Lists where one value belongs, keys that are no words, sections that are none: nothing of it stops a report."""
+    made.run(tmp_path / "good", 0, FOUR)
+    made.run(tmp_path / "odd", 0, FOUR)
+    odd = (
+        "choices: {attack: [1], 3: x}\nseed: [1, 2]\nseeds: {data: [1], train: {a: 1}}\n7: 1\nattack: 5\neraser: [1]\n"
+    )
+    (tmp_path / "odd" / "config.yaml").write_text(odd)
+    (tmp_path / "odd" / "meta.json").write_text('{"argv": [1, null], "device": {}}')
+    report = report_on([tmp_path])
+    assert len(report.sources) + len(report.unread) == 2
+    for make in (markdown, latex, page):
+        assert make(report)
 
 
 def test_foreign_folders(tmp_path: Path) -> None:

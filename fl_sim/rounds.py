@@ -124,7 +124,9 @@ class Federation:
     def _cohort(self, t: int) -> list[int]:
         rng = generator(self._settings.seeds.threat, "cohort", t)
         settings = self._settings
-        return self._parts.sampler.cohort(settings.clients, settings.clients_per_round, self._world.malicious, rng)
+        drawn = self._parts.sampler.cohort(settings.clients, settings.clients_per_round, self._world.malicious, rng)
+        # Who has no samples (only with `partition.min_samples=0`) says nothing: an update of zeros would be a vote.
+        return [client for client in drawn if len(self._world.shares[client])] or drawn
 
     def _collect(self, t: int, cohort: list[int]) -> dict[int, Update]:
         """The cohort's updates by client id, those that failed left out."""
@@ -178,6 +180,9 @@ class Federation:
         clients = tuple(updates)
         split = self._layout.parameters
         deltas = torch.stack([update.delta for update in updates.values()])
+        # Whoever sends broken batch statistics is broken: rules, which see parameters only, are told so.
+        broken = ~deltas[:, split:].isfinite().all(1, keepdim=True)
+        deltas[:, :split].masked_fill_(broken, float("nan"))
         weights = torch.tensor(self._weights(clients), device=deltas.device)
         ctx = self._context(t, clients)
         attacking = [self._attacks(client, t) for client in clients]
@@ -255,14 +260,17 @@ class Federation:
         album.start("before", self._model)
         ctx = self._context(t, (), "erase")
         started = time.perf_counter()
-        erased, memory = self._parts.eraser.erase(self._model, self._world.clean, self._states["eraser"], ctx)
+        erased, memory = self._model, self._states["eraser"]
+        if is_finite(self._vector):  # nothing can be learned from, or by, a model of NaN: it is refused as it is
+            erased, memory = self._parts.eraser.erase(self._model, self._world.clean, memory, ctx)
         seconds = time.perf_counter() - started
         self._signals = noted_erasing(self._signals, seconds)
         vector = self._layout.read(erased)
         refused = refusal(self._model, erased, self._world.clean, self._parts.erasing.floor)
         if refused is None:
             self._vector = vector
-            self._states["eraser"] = memory
+            # What a server optimiser remembers are steps of the model that is gone: they would lead back to it.
+            self._states |= {"eraser": memory, "server_optimizer": {}}
             self._erased_after = t
         after = self._score(vector) if is_finite(vector) else None
         record: dict[str, Any] = {"acc_before": before.acc, "asr_before": before.asr}
@@ -324,6 +332,7 @@ class Federation:
             "counters": counters,
             "states": {name: dict(state) for name, state in self._states.items()},
             "metrics_length": self._metrics.commit(),
+            "attacked": self._attacked,
         }
         if self._previous is not None:
             content["previous"] = self._previous.cpu()
@@ -344,6 +353,7 @@ class Federation:
         self._model.load_state_dict(content["counters"], strict=False)
         self._states |= content["states"]
         self._adopt(self._states["trigger"])
+        self._attacked = bool(content.get("attacked", False))
         if "previous" in content:
             self._previous = content["previous"].to(self._world.device)
         if "signals" in content:

@@ -208,6 +208,9 @@ def convert(key: str, value: Any, hint: Any) -> Any:
     if kind in (tuple, list, Sequence):
         require(isinstance(value, list), key, value, "must be a list, such as [1,2]")
         return tuple(convert(key, item, get_args(hint)[0]) for item in value)
+    if kind in (Mapping, dict):
+        require(isinstance(value, Mapping), key, value, "must be a section, such as {key: value}")
+        return value
     if isinstance(value, Mapping) and ("_target_" in value or is_dataclass(kind)):
         target = locate(value["_target_"]) if "_target_" in value else kind
         try:
@@ -234,5 +237,7 @@ def _convert_union(key: str, value: Any, alternatives: Sequence[Any]) -> Any:
 def _alternatives(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(str(choice) for choice in get_args(hint))
+    if get_origin(hint) in (Mapping, dict):
+        return "a section such as {key: value}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

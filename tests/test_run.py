@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 
 from fl_sim import __version__, build, execution
 from fl_sim.build import CALLS, choices, conf_folder
+from fl_sim.checkpoint import load_tensors
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.metrics import defense_effectiveness, evaluate
+from fl_sim.protocols import Update
 from fl_sim.rounds import Federation, detection_rates
 from fl_sim.schema import locate
 from fl_sim.tracking import read_metrics
@@ -849,12 +851,59 @@ def test_a_model_of_nans_is_given_no_attack_success(tmp_path: Path) -> None:
         execution.prepare(build.compose_config([*tiny.TINY, f"init={folder / 'model.pt'}"]))
 
 
-def test_clients_without_samples_change_nothing(tmp_path: Path) -> None:
-    """alpha 0.01 with min_samples 0 leaves clients empty: they take part, fail not, and the run goes on."""
+def test_clients_without_samples_take_no_part(tmp_path: Path) -> None:
+    """alpha 0.01 with min_samples 0 leaves clients empty: an update of zeros would be a vote for standing still."""
     folder = tmp_path / "run"
     folder.mkdir()
     skew = ["partition.alpha=0.01", "partition.min_samples=0", "clients=12", "clients_per_round=12", "rounds=1"]
-    execution.start(build.compose_config([*tiny.TINY, *skew]), folder, [])
-    events = tiny.events(folder)
-    assert [event for event in events if event["event"] == "client_failed"] == []
-    assert next(event for event in events if event["event"] == "round")["clients"] == 12
+    config = build.compose_config([*tiny.TINY, *skew])
+    present = sum(len(share) > 0 for share in build.world_of(build.to_text(config)).shares)
+    assert 0 < present < 12
+    execution.start(config, folder, [])
+    assert tiny.events(folder, "client_failed") == []
+    [event] = tiny.events(folder, "round")
+    assert event["clients"] == present
+
+
+def test_broken_batch_statistics_are_broken_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound parameters and NaN in one client's statistics: the rule rejects it, and the global model stays sound."""
+    original = Federation._collect
+
+    def spoiled(self: Federation, t: int, cohort: list[int]) -> dict[int, Update]:
+        updates = original(self, t, cohort)
+        updates[min(updates)].delta[self._layout.parameters :] = float("nan")
+        return updates
+
+    monkeypatch.setattr(Federation, "_collect", spoiled)
+    folder = tiny.run(tmp_path / "run", "aggregator=median", "attack=none")
+    for event in tiny.events(folder, "round"):
+        assert event["fpr"] == 1 / 4
+        assert event["loss"] is not None
+        assert math.isfinite(event["loss"])
+
+
+@pytest.mark.parametrize(("eraser", "remembers"), [(tiny.ERASING, False), ((), True)])
+def test_an_erasing_ends_what_the_server_optimiser_remembers(
+    tmp_path: Path, eraser: tuple[str, ...], remembers: bool
+) -> None:
+    """Momentum holds steps of the model that was erased: it would lead straight back."""
+    folder = tiny.run(tmp_path / "run", "server_optimizer=momentum", "rounds=2", *eraser)
+    assert all(event["accepted"] for event in tiny.events(folder, "erase"))
+    assert bool(load_tensors(folder / "checkpoint.pt")["states"]["server_optimizer"]) is remembers
+
+
+@pytest.mark.parametrize("eraser", ["clp", "rnp", "linf"])
+def test_a_model_of_nan_is_not_even_given_to_the_eraser(tmp_path: Path, eraser: str) -> None:
+    """Some can't do with it: singular values of NaN are an error."""
+    overrides = ("client.lr=1e30", f"eraser={eraser}", "erasing.rounds=2")
+    folder = tiny.run(tmp_path / "run", *overrides)
+    [erasing] = tiny.events(folder, "erase")
+    assert erasing["accepted"] is False
+    assert erasing["reason"] == "the erased model holds NaN or infinity"
+    assert (folder / "done").exists()
+
+
+def test_a_resumed_run_knows_that_attackers_have_attacked(tmp_path: Path) -> None:
+    """Else a round in which all of them fail would end it, which the uninterrupted run survives."""
+    assert load_tensors(tiny.run(tmp_path / "a") / "checkpoint.pt")["attacked"] is True
+    assert load_tensors(tiny.run(tmp_path / "b", "attack=none") / "checkpoint.pt")["attacked"] is False

@@ -99,7 +99,10 @@ class DeepSight:
         neups = energies(weight.unflatten(1, (ctx.classes, -1)), bias)
         counts = exceedings(neups)
         suspicious = counts <= counts.to(neups.dtype).quantile(0.5) / 2
-        noise = [euclidean(divisions(deltas, ctx, self.samples)) for _ in range(self.draws)]
+        reactions = [divisions(deltas, ctx, self.samples) for _ in range(self.draws)]
+        if not all(bool(each.isfinite().all()) for each in reactions):
+            return self._without_overflow(deltas, weights, state, ctx, reactions)
+        noise = [euclidean(each) for each in reactions]
         angles = to_numpy((1 - cosines_of(gram(bias))).clamp(min=0))
         merged = (
             np.mean([self._apart(each) for each in noise], axis=0) + self._apart(euclidean(neups)) + self._apart(angles)
@@ -109,6 +112,13 @@ class DeepSight:
         kept = accepted(labels, suspicious, self.threshold)
         norms = deltas.norm(dim=1)
         return Aggregate((shares_of(weights, kept) * clipping_factors(norms, norms.quantile(0.5))) @ deltas, kept)
+
+    def _without_overflow(
+        self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext, reactions: list[Tensor]
+    ) -> Aggregate:
+        """Among those whose model answers noise with numbers; the others are as good as NaN."""
+        silent = ~torch.stack([each.isfinite().all(1) for each in reactions]).all(0)
+        return self.aggregate(deltas.masked_fill(silent[:, None], float("nan")), weights, state, ctx)
 
     def _apart(self, distances: Numbers) -> Numbers:
         return apart(hdbscan(distances, 2, self.neighbours, single=False))

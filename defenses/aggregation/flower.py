@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class FlowerStrategy:
     """Uses a strategy of Flower's by its class name, with the options of its constructor."""
 
     strategy: str = "FedMedian"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         why = UNFIT.get(self.strategy)
@@ -104,14 +104,14 @@ class FlowerStrategy:
         try:
             self._build(lambda *_: MetricRecord())
         except (TypeError, ValueError) as error:
-            require(False, "options", dict(self.options), f"{self.strategy} does not take them ({error})")
+            require(False, "options", dict(self.options or {}), f"{self.strategy} does not take them ({error})")
 
     def check_cohort(self, size: int) -> None:
         """Flower's Bulyan makes nothing of fewer replies than its guarantee needs."""
         if self.strategy == "Bulyan":
-            least = 4 * int(self.options.get("num_malicious_nodes", 0)) + 3
+            least = 4 * int((self.options or {}).get("num_malicious_nodes", 0)) + 3
             allowed = f"Bulyan needs 4 · num_malicious_nodes + 3 = {least} clients in a round, here are {size}"
-            require(size >= least, "options", dict(self.options), allowed)
+            require(size >= least, "options", dict(self.options or {}), allowed)
 
     @among_finite
     def aggregate(self, deltas: Tensor, weights: Tensor, state: State, ctx: ServerContext) -> Aggregate:
@@ -132,7 +132,7 @@ class FlowerStrategy:
         return Aggregate(step, None if kept.all() else kept.to(deltas.device), self._remember(built))
 
     def _build(self, record_kept: Any) -> Any:
-        return getattr(flower, self.strategy)(**self.options, train_metrics_aggr_fn=record_kept)
+        return getattr(flower, self.strategy)(**(self.options or {}), train_metrics_aggr_fn=record_kept)
 
     def _reply(self, row: int, delta: Tensor, weights: Tensor, layout: Layout) -> Reply:
         arrays = by_reference({name: TensorArray(part) for name, part in pieces(delta, layout).items()})

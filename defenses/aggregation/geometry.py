@@ -19,21 +19,25 @@ Rule = TypeVar("Rule")
 Method: TypeAlias = Callable[[Rule, Tensor, Tensor, State, ServerContext], Aggregate]
 
 
+LONGEST = 1e18
+"""Longer updates are taken for broken: squared distances between them, and sums of those, would overflow."""
+
+
 def column_parts(deltas: Tensor) -> Iterator[Tensor]:
     """The stack as views of some columns each."""
     yield from deltas.split(max(ENTRIES // len(deltas), 1), dim=1)
 
 
 def finite_rows(deltas: Tensor) -> Tensor:
-    """Which updates hold neither NaN nor infinity."""
-    finite = torch.ones(len(deltas), dtype=torch.bool, device=deltas.device)
+    """Which updates can be reckoned with: no NaN, no infinity, no length whose square is beyond single precision."""
+    squares = torch.zeros(len(deltas), dtype=torch.float32, device=deltas.device)
     for part in column_parts(deltas):
-        finite &= part.isfinite().all(1)
-    return finite
+        squares += torch.linalg.vector_norm(part, dim=1).float().square()
+    return squares < LONGEST**2
 
 
 def among_finite(aggregate: Method[Rule]) -> Method[Rule]:
-    """The rule as if clients with NaN or infinity in their updates had sent nothing; they count as rejected.
+    """The rule as if clients with NaN, infinity or an absurd length had sent nothing; they count as rejected.
 
     They are taken for attackers, so fewer of the rest are supposed to be. If nobody is left, nothing changes. A round
     with such an update costs a copy of the others.

@@ -163,7 +163,7 @@ def test_rules_take_a_view_of_wider_rows(name: str) -> None:
     torch.testing.assert_close(run(name, wide[:, :PARAMETERS]).delta, run(name, draws()).delta, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FRAGILE])
 def test_a_broken_update_counts_as_none(name: str, bad: float) -> None:
     """The others' result is what it would be without that client, of whom one fewer is supposed malicious."""
@@ -177,6 +177,17 @@ def test_a_broken_update_counts_as_none(name: str, bad: float) -> None:
     assert result.kept is not None
     assert not result.kept[3]
     assert torch.equal(result.kept[rest], torch.ones(6, dtype=torch.bool) if expected.kept is None else expected.kept)
+
+
+def test_deepsight_rejects_whose_model_answers_noise_with_nan() -> None:
+    """1e10 in every weight: the update can be reckoned with, the logits of its model can't."""
+    deltas = draws()
+    deltas[3] = 1e10
+    result = run("deepsight", deltas)
+    sound(result, 7)
+    assert result.kept is not None
+    assert not result.kept[3]
+    assert bool(result.kept.any())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FRAGILE])

@@ -63,6 +63,16 @@ def cells_of(folder: Path) -> Cells:
     return cells
 
 
+def rules_in(cells: Cells) -> list[str]:
+    """The rules that there are runs of."""
+    return [name for name in rules() if any(rule == name for rule, _, _ in cells)]
+
+
+def erasers_in(cells: Cells, attack: str) -> list[str]:
+    """The erasers that were run against an attack."""
+    return [name for name in ERASERS if any((against, eraser) == (attack, name) for _, against, eraser in cells)]
+
+
 def shown(runs: Sequence[Finished]) -> str:
     """ACC, ASR over the last ten rounds and, where the server erases, ASR right after its erasings."""
     if not runs:
@@ -104,7 +114,7 @@ def table(folder: Path) -> None:
     cells = cells_of(folder)
     print(f"{sum(len(runs) for runs in cells.values())} runs")
     for attack, words in ATTACKS.items():
-        erasers = ERASERS if attack != "none" else CONTROLS
+        erasers = erasers_in(cells, attack)
         known = [name for name in rules() if any((name, attack, eraser) in cells for eraser in erasers)]
         print(f"\n### {words} ({attack})\n")
         print("| rule | TPR / FPR | " + " | ".join(f"`{eraser}`" for eraser in erasers) + " |")
@@ -113,10 +123,10 @@ def table(folder: Path) -> None:
             found = [cells.get((name, attack, eraser), []) for eraser in erasers]
             print(f"| `{name}` | {rates(found[0])} | {' | '.join(shown(runs) for runs in found)} |")
     print("\n### durability\n")
-    columns = [(attack, eraser) for attack in list(ATTACKS)[:2] for eraser in ERASERS[1:]]
+    columns = [(attack, eraser) for attack in list(ATTACKS)[:2] for eraser in erasers_in(cells, attack)[1:]]
     print("| rule | " + " | ".join(f"{ATTACKS[attack]}, `{eraser}`" for attack, eraser in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for name in rules():
+    for name in rules_in(cells):
         print(f"| `{name}` | {' | '.join(durations(cells.get((name, *column), [])) for column in columns)} |")
 
 
@@ -125,13 +135,15 @@ def picture(folder: Path, target: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells, names = cells_of(folder), rules()
+    cells = cells_of(folder)
+    names = rules_in(cells)
     panels = [("model_replacement", "asr"), ("data_poisoning", "asr"), ("model_replacement", "acc"), ("none", "acc")]
     figure = Figure(figsize=(13, 0.31 * len(names) + 1.6), layout="constrained")
     FigureCanvasAgg(figure)
-    grids: Any = figure.subplots(1, len(panels), width_ratios=[4, 4, 4, 2], sharey=True)
+    widths = [len(erasers_in(cells, attack)) for attack, _ in panels]
+    grids: Any = figure.subplots(1, len(panels), width_ratios=widths, sharey=True)
     for axes, (attack, measure) in zip(grids, panels, strict=True):
-        erasers = ERASERS if attack != "none" else CONTROLS
+        erasers = erasers_in(cells, attack)
         values = [
             [mean(each.last(measure) for each in cells.get((name, attack, eraser), [])) for eraser in erasers]
             for name in names

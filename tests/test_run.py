@@ -55,6 +55,9 @@ def test_a_run_leaves_exactly_the_promised_files(finished: Path) -> None:
         "model_before_erasing.pt",
         "curves.png",
         "partition.png",
+        "attention.pt",
+        "attention.png",
+        "attention_fine_tune.png",
         "summary.json",
         "done",
     }
@@ -634,6 +637,8 @@ def test_the_component_that_a_configuration_names_really_runs(
     group: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own method is called, not a relative's, and the run ends with finite numbers."""
+    if name == "ray":
+        pytest.importorskip("ray", reason="engine=ray needs the extra `ray`")
     section: Any = OmegaConf.to_container(OmegaConf.load(choices(group, [conf_folder()])[name])) or {}
     calls: list[Any] = []
     if "_target_" in section:

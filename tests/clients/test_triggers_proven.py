@@ -75,7 +75,7 @@ PROOFS = {
     "refool": Proof(lambda: by_name("refool")),
     "a_blend": Proof(lambda: by_name("a_blend")),
     "svd": Proof(lambda: by_name("svd")),
-    "wave": Proof(lambda: by_name("wave"), epochs=12),
+    "wave": Proof(lambda: by_name("wave"), epochs=18),
     "dba": Proof(lambda: by_name("dba")),
     "cba": Proof(lambda: by_name("cba"), rate=0.2, epochs=12),
     "edge_case": Proof(lambda: by_name("edge_case"), rate=0.5),

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from attack_curves import points
-from tables import Finished, finished, interval, make, mean
+from tables import Finished, comebacks, finished, interval, make, mean
 
 from clients.local.fed_nad import FedNad
 from fl_sim.build import compose_config, world_of
@@ -116,17 +116,11 @@ def by_seed(values: Sequence[float | None]) -> str:
 
 
 def back(runs: Sequence[Finished]) -> str:
-    """Of the erasings of a standing backdoor with rounds after them: how many it survived or outlived, how soon."""
-    erasings = [
-        erasing
-        for run in runs
-        for erasing in run.summary["erasings"]
-        if erasing["accepted"] and (erasing["asr_before"] or 0) >= 0.5 and erasing["round"] < run.summary["rounds"]
-    ]
-    returned = [e["rounds_until_back"] for e in erasings if e["rounds_until_back"] is not None]
-    if not erasings:
+    """Of the erasings of a standing backdoor: how many it survived or outlived, how soon."""
+    met, returned = comebacks(runs)
+    if not met:
         return "–"
-    return f"{len(returned)} of {len(erasings)}" + (f", after {mean(iter(returned)):.1f}" if returned else "")
+    return f"{len(returned)} of {met}" + (f", after {mean(iter(returned)):.1f}" if returned else "")
 
 
 def line(name: str, runs: Sequence[Finished]) -> str:

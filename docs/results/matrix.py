@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tables import Finished, finished, interval, make, mean
+from tables import Finished, comebacks, finished, interval, make, mean
 
 from fl_sim.build import choices, conf_folder
 
@@ -97,16 +97,10 @@ def rates(runs: Sequence[Finished]) -> str:
 
 def durations(runs: Sequence[Finished]) -> str:
     """In how many of the erasings of a standing backdoor it came back before the next one, and how soon."""
-    erasings = [
-        erasing
-        for each in runs
-        for erasing in each.summary["erasings"]
-        if erasing["accepted"] and (erasing["asr_before"] or 0) >= 0.5 and erasing["round"] < each.summary["rounds"]
-    ]
-    back = [erasing["rounds_until_back"] for erasing in erasings if erasing["rounds_until_back"] is not None]
-    if not erasings:
+    met, back = comebacks(runs)
+    if not met:
         return "–"
-    return f"{len(back)}/{len(erasings)}" + (f", {mean(iter(back)):.1f}" if back else "")
+    return f"{len(back)}/{met}" + (f", {mean(iter(back)):.1f}" if back else "")
 
 
 def table(folder: Path) -> None:

@@ -65,6 +65,20 @@ def finished(folder: Path) -> Iterator[Finished]:
         )
 
 
+def comebacks(runs: Sequence[Finished]) -> tuple[int, list[int]]:
+    """How many erasings met a standing backdoor with rounds after them, and of those after which it came back: how soon.
+
+    A standing one: ASR 0.5 or more before.
+    """
+    met = [
+        erasing
+        for run in runs
+        for erasing in run.summary["erasings"]
+        if erasing["accepted"] and (erasing["asr_before"] or 0) >= 0.5 and erasing["round"] < run.summary["rounds"]
+    ]
+    return len(met), [e["rounds_until_back"] for e in met if e["rounds_until_back"] is not None]
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half the 95 % interval of the mean (Student's t)."""
     return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5

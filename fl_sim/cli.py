@@ -247,14 +247,9 @@ def _replay(arguments: list[str]) -> int:
 
 def _output(arguments: Sequence[str], default: str) -> tuple[Path, list[str]]:
     """What `-o` names, and the words that are no options."""
-    words = list(arguments)
-    target = default
-    if "-o" in words:
-        at = words.index("-o")
-        target = words[at + 1] if at + 1 < len(words) else ""
-        del words[at : at + 2]
-        if not target:
-            raise ConfigError("-o", "", "takes a file or a folder")
+    target, words = _named(arguments, default)
+    if "-o" in arguments and not target:
+        raise ConfigError("-o", "", "takes a file or a folder")
     for word in words:
         if word.startswith("-"):
             raise ConfigError(word, "", "no such option; there is -o OUT")
@@ -351,14 +346,20 @@ def _plot(arguments: list[str]) -> int:
     return OK
 
 
-def _target(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
-    """The file that `-o` names for a picture, checked before anything is drawn, and the other words."""
+def _named(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """What follows `-o`, nothing if that is its last word, and the other words."""
     words = list(arguments)
     if "-o" not in words:
         return default, words
     at = words.index("-o")
     target = words[at + 1] if at + 1 < len(words) else ""
     del words[at : at + 2]
+    return target, words
+
+
+def _target(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The file that `-o` names for a picture, checked before anything is drawn, and the other words."""
+    target, words = _named(arguments, default)
     path = Path(target)
     if target and path.suffix not in PICTURES:
         raise ConfigError("-o", target, f"must be a picture's name: it ends in {', '.join(PICTURES)}")

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from attack_curves import points
 from tables import Finished, comebacks, finished, interval, make, mean
 
 from clients.local.fed_nad import FedNad
-from fl_sim.build import compose_config, world_of
+from fl_sim.build import compose_config, to_text, world_of
 from fl_sim.metrics import Score, evaluate
 from fl_sim.protocols import ClientContext, ServerContext, State
 from fl_sim.randomness import generator
@@ -218,7 +217,7 @@ def cost(extra: Sequence[str]) -> None:
     """Each eraser once on the untrained model, and client 0's update by each client; weights hardly change the time."""
     torch.set_num_threads(1)
     for words in (FINE_TUNE, NAD, PBE_CLEAN, PBE):
-        world = world_of(json.dumps(compose_config([*SETTING, *extra, *words])))
+        world = world_of(to_text(compose_config([*SETTING, *extra, *words])))
         model, eraser = world.initial_model(), world.parts.eraser
         assert eraser is not None
         ctx = ServerContext(
@@ -237,7 +236,7 @@ def cost(extra: Sequence[str]) -> None:
         )
         print(f"{words[0]}: {seconds(lambda e=eraser, m=model, w=world, c=ctx: e.erase(m, w.clean, {}, c)):.1f} s")  # type: ignore[misc]
     for name, words in {"sgd": NONE, "fed_nad": FED_NAD}.items():
-        world = world_of(json.dumps(compose_config([*SETTING, *extra, *words])))
+        world = world_of(to_text(compose_config([*SETTING, *extra, *words])))
         model, samples = world.initial_model(), world.samples_of(0)
         told = context(world, 0, world.layout.read(model), {})
         spent = seconds(lambda p=world.parts, m=model, s=samples, c=told: p.client.update(m, s, c))  # type: ignore[misc]
@@ -248,7 +247,7 @@ def clients(folder: Path) -> None:
     """ACC and ASR of a fed_nad run's last global model, of its honest clients' teachers, and of what these would send
     next, with the attention term and without it."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    world = world_of(json.dumps(config))
+    world = world_of(to_text(config))
     client, model = world.parts.client, world.new_model()
     assert isinstance(client, FedNad)
     model.load_state_dict(torch.load(folder / "model.pt"))

@@ -66,9 +66,9 @@ def finished(folder: Path) -> Iterator[Finished]:
 
 
 def comebacks(runs: Sequence[Finished]) -> tuple[int, list[int]]:
-    """How many erasings met a standing backdoor with rounds after them, and of those after which it came back: how soon.
+    """How many erasings met a standing backdoor, and how soon it came back after those that it did.
 
-    A standing one: ASR 0.5 or more before.
+    Standing: ASR 0.5 or more before. The last round's are left out: no round shows what came after.
     """
     met = [
         erasing

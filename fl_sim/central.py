@@ -9,8 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,18 +105,30 @@ def pooled(world: World) -> Samples:
     return world.train[torch.from_numpy(np.sort(np.concatenate(world.shares)))]
 
 
-def train_victim(world: World, plan: Central, tracker: Tracker) -> Victim:
-    """Train the run's model on the pooled data, of which a share is poisoned."""
-    started = time.perf_counter()
+def train_clean(world: World, plan: Central) -> tuple[Classifier, float]:
+    """A model trained as the victim is, on nothing poisoned; and the seconds that took."""
+    started, model = time.perf_counter(), world.initial_model()
+    _train(model, pooled(world), world, plan, fit, generator(world.parts.settings.seeds.train, "central", "clean"))
+    return model, time.perf_counter() - started
+
+
+def train_victim(
+    world: World, plan: Central, tracker: Tracker, clean: Callable[[], tuple[Classifier, float]] | None = None
+) -> Victim:
+    """Train the run's model on the pooled data, of which a share is poisoned.
+
+    What takes a model to make is made with a clean one, trained alike: `clean` brings it.
+    """
+    started, learning = time.perf_counter(), 0.0
     samples, model = pooled(world), world.initial_model()
     rng = generator(world.parts.settings.seeds.train, "central", "victim")
     backdoor, record, workshop = world.backdoor, dict[str, Any](), None
     if backdoor.needs_workshop:
-        clean = deepcopy(model)
+        teacher = world.initial_model()
         if backdoor.uses_model:
-            # What takes a model to make is made with a clean one, trained alike.
-            _train(clean, samples, world, plan, fit, generator(world.parts.settings.seeds.train, "central", "clean"))
-        workshop = Workshop(clean.eval().requires_grad_(False), backdoor.goal, backdoor.classes, rng, 0, 1)
+            teacher, learning = train_clean(world, plan) if clean is None else clean()
+            started = time.perf_counter()
+        workshop = Workshop(teacher.eval().requires_grad_(False), backdoor.goal, backdoor.classes, rng, 0, 1)
         if isinstance(backdoor.trigger, Learned):
             record = dict(backdoor.trigger.learn(samples, workshop))
             backdoor, workshop = backdoor.recalling(record), replace(workshop, record=record)
@@ -125,7 +136,7 @@ def train_victim(world: World, plan: Central, tracker: Tracker) -> Victim:
     course = Course(tracker, VICTIM, world, backdoor, only=model)
     _train(model, poisoned, world, plan, course.fit, rng)
     course.end(model)
-    return Victim(model.eval(), record, time.perf_counter() - started - course.scoring)
+    return Victim(model.eval(), record, learning + time.perf_counter() - started - course.scoring)
 
 
 def _train(model: Classifier, samples: Samples, world: World, plan: Central, fit_: Fit, rng: torch.Generator) -> None:
@@ -143,7 +154,7 @@ def cached_victim(world: World, plan: Central, tracker: Tracker, config: Mapping
     path = folder / f"{victim_hash(config)}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     with waiting(path.with_suffix(".lock")):
-        return _found(path, world, tracker) or _kept_victim(path, world, plan, tracker)
+        return _found(path, world, tracker) or _kept_victim(path, world, plan, tracker, config)
 
 
 def _found(path: Path, world: World, tracker: Tracker) -> Victim | None:
@@ -162,13 +173,28 @@ def _found(path: Path, world: World, tracker: Tracker) -> Victim | None:
     return victim
 
 
-def _kept_victim(path: Path, world: World, plan: Central, tracker: Tracker) -> Victim:
+def _kept_victim(path: Path, world: World, plan: Central, tracker: Tracker, config: Mapping[str, Any]) -> Victim:
     noted = Noting(tracker)
-    victim = train_victim(world, plan, noted)
+    victim = train_victim(world, plan, noted, partial(cached_clean, world, plan, config, path.parent))
     events = json.dumps(noted.events)
     state = victim.model.state_dict()
     save_tensors(path, {"model": state, "record": dict(victim.record), "events": events, "seconds": victim.seconds})
     return victim
+
+
+def cached_clean(world: World, plan: Central, config: Mapping[str, Any], folder: Path) -> tuple[Classifier, float]:
+    """The clean model beside the victims of a folder, trained once for all triggers that are made with one."""
+    path = folder / f"clean-{_hashed(_unpoisoned(config))}.pt"
+    with waiting(path.with_suffix(".lock")):
+        try:
+            saved = load_tensors(path)
+            model = world.new_model()
+            model.load_state_dict(saved["model"])
+            return model, saved["seconds"]
+        except (RunError, KeyError, RuntimeError):
+            model, seconds = train_clean(world, plan)
+            save_tensors(path, {"model": model.state_dict(), "seconds": seconds})
+            return model, seconds
 
 
 class Noting:
@@ -188,18 +214,30 @@ def victim_hash(config: Mapping[str, Any]) -> str:
 
     How closely it was watched decides nothing, so a victim that is found again brings the scores of whoever trained it.
     """
-    decisive = {key: config[key] for key in ("data", "model", "client", "trigger", "backdoor", "seeds", "init")}
+    decisive = _unpoisoned(config) | {key: config[key] for key in ("trigger", "backdoor")}
     plan = {key: value for key, value in config["central"].items() if key != "track"}
     if plan.get("clean_label_rate") is None:
         plan.pop("clean_label_rate", None)
     decisive["central"] = plan
-    if config["init"]:
-        decisive["init"] = fingerprint(str(config["init"]))
     # An attack that brings a trigger of its own decides the victim, too.
     target = config["attack"].get("_target_")
     if target is not None and hasattr(locate(target), "adopt"):
         decisive["attack"] = config["attack"]
+    return _hashed(decisive)
+
+
+def _unpoisoned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the weights of a model that is trained as the victim, but on clean data."""
+    decisive = {key: config[key] for key in ("data", "model", "client", "seeds", "init")}
+    if config["init"]:
+        decisive["init"] = fingerprint(str(config["init"]))
+    poisoning = ("track", "poison_rate", "clean_label_rate", "mode")
+    decisive["central"] = {key: value for key, value in config["central"].items() if key not in poisoning}
     decisive["engine"] = {key: config["engine"].get(key) for key in ("precision", "channels_last")}
+    return decisive
+
+
+def _hashed(decisive: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -102,6 +102,32 @@ def test_ten_erasers_share_one_victim(cwd: Path, monkeypatch: pytest.MonkeyPatch
     assert len(trained) == 2
 
 
+@pytest.mark.usefixtures("quick")
+def test_triggers_share_the_clean_model_that_they_are_made_with(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is trained for two triggers and two poison rates, and the victims are those that each would have alone."""
+    trained: list[World] = []
+    original = central.train_clean
+
+    def counting(world: World, *rest: Any) -> Any:
+        trained.append(world)
+        return original(world, *rest)
+
+    monkeypatch.setattr(central, "train_clean", counting)
+    for number, trigger in enumerate(["trojan", "cl"]):
+        given = [*QUICK, f"trigger={trigger}", f"central.poison_rate={0.2 + 0.1 * number}", "erasers=[fine_tune]"]
+        assert main(["central", *given, "output=shared"]) == OK
+        assert len(trained) == 1
+        assert main(["central", *given, f"output=alone{number}"]) == OK
+        together, alone = (
+            max((cwd / kind).rglob("done"), key=lambda done: done.stat().st_mtime_ns).parent
+            for kind in ("shared", f"alone{number}")
+        )
+        assert tiny.numbers(together) == tiny.numbers(alone)
+        trained.pop()
+    assert main(["central", *QUICK, "trigger=trojan", "central.epochs=4", "erasers=[fine_tune]", "output=shared"]) == OK
+    assert len(trained) == 2
+
+
 @pytest.mark.parametrize("key", ["seed=1", "trigger.size=3", "model.width=5", "central.epochs=3", "data.samples=301"])
 def test_what_decides_a_victim_is_in_its_name(key: str) -> None:
     """And what does not, the eraser or the number of rounds, is not."""

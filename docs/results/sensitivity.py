@@ -22,6 +22,7 @@ from fl_sim import execution
 from fl_sim.build import compose_config
 from fl_sim.central import Both, cached_victim, try_eraser
 from fl_sim.detection import Screening
+from fl_sim.metrics import evaluate
 from fl_sim.schema import construct, locate
 
 TRIGGERS = ("badnets", "blend")
@@ -44,6 +45,7 @@ FACTORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("response=0", "learning=0", "prediction=0", "unlearning=0"),
         ("temperature=1",),
         ("radius=0.125",),
+        ("crafting=sample",),
         ("crafting_steps=1",),
         ("min_steps=200",),
     ),
@@ -109,11 +111,12 @@ def measure(out: Path, erasers: Sequence[str], seeds: Sequence[int], extra: Sequ
                 world = execution.prepare(config)
                 plan = world.parts.settings.central
                 victim = cached_victim(world, plan, silent, config, out.parent / "victims")
+                before = evaluate(victim.model, world.test, world.backdoor.recalling(victim.record))
                 screening = Screening({}, world.test, seed, silent)
                 for changes in wanted:
                     values = compose_config([f"eraser={eraser}", *(f"eraser.{each}" for each in changes)])["eraser"]
                     method = construct(locate(values["_target_"]), values)
-                    fields, _ = try_eraser(world, victim, eraser, method, screening, silent)
+                    fields, _ = try_eraser(world, victim, before, eraser, method, screening, silent)
                     own = {"eraser": eraser, "setting": label(changes), "trigger": trigger, "seed": seed}
                     with out.open("a") as file:
                         file.write(json.dumps(fields | own) + "\n")

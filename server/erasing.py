@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 
 from fl_sim.errors import require
@@ -113,16 +114,18 @@ class OnSuspicion(Watchful):
             yield "rejected share", now, usual, now - usual > self.rejected
         if self.step is not None:
             now, usual = self._latest(signals.steps)
-            yield "step", now, usual, now > self.step * usual
+            yield "step", now, usual, not now <= self.step * usual
         if self.accuracy is not None and signals.accuracies:
             now, usual = self._latest(signals.accuracies)
             yield "clean accuracy", now, usual, usual - now > self.accuracy
         if self.loss is not None and signals.losses:
             now, usual = self._latest(signals.losses)
-            yield "clean loss", now, usual, now > self.loss * usual
+            yield "clean loss", now, usual, not now <= self.loss * usual
 
     def _latest(self, values: Sequence[float]) -> tuple[float, float]:
-        return values[-1], median(values[-1 - self.window : -1])
+        """The last value and the median of those before; of broken ones nothing is usual, but as the last they count."""
+        usual = [value for value in values[-1 - self.window : -1] if isfinite(value)]
+        return values[-1], median(usual) if usual else values[-1]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ def weiszfeld(products: Tensor, weights: Tensor, iterations: int, smoothing: flo
         distances = (products.diagonal() - 2 * along + shares @ along).clamp(min=0).sqrt()
         pulled = weights / distances.clamp(min=smoothing)
         pulled /= pulled.sum()
-        still = bool((pulled - shares).abs().max() < 1e-9)
+        step = pulled - shares
+        # By v, not by the shares: 1e-10 of a huge update still carries v far away.
+        still = bool((step @ products @ step).clamp(min=0).sqrt() <= 1e-9 * distances.median())
         shares = pulled
         if still:
             break

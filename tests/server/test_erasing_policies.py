@@ -77,6 +77,9 @@ def latest(**values: float) -> Signals:
         (latest(losses=0.74), None),
         (latest(losses=0.76), "clean loss 0.76, usually 0.5"),
         (latest(steps=3.0, losses=1.0), "step 3, usually 1; clean loss 1, usually 0.5"),
+        (latest(losses=float("nan")), "clean loss nan, usually 0.5"),
+        (replace(CALM, losses=(float("nan"), 0.5, float("inf"), 0.5, 0.5, 0.5)), None),  # long mended
+        (latest(steps=float("inf")), "step inf, usually 1"),
         (replace(CALM, rejected=(0.75,) * 6), None),  # Krum keeps one of four in every round: nothing unusual
     ],
 )

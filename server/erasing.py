@@ -123,7 +123,7 @@ class OnSuspicion(Watchful):
             yield "clean loss", now, usual, not now <= self.loss * usual
 
     def _latest(self, values: Sequence[float]) -> tuple[float, float]:
-        """The last value and the median of those before; of broken ones nothing is usual, but as the last they count."""
+        """The last value and the median of those before; a broken one is never usual, but it counts as the last."""
         usual = [value for value in values[-1 - self.window : -1] if isfinite(value)]
         return values[-1], median(usual) if usual else values[-1]
 

@@ -72,6 +72,8 @@ ABSENT = ("attack", "collusion", "eraser", "detection", "tracker")
 """Groups in which a choice without a `_target_` means that there is no such component."""
 LISTS = {"erasers": "eraser", "baselines": "eraser", "detectors": "detection"}
 """Plain keys that hold names of a group's choices, each composed on its own."""
+SWEEPING = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
+"""Hydra's settings of sweeps, which `sweep_plan` reads: they are no part of a run's configuration."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -131,7 +133,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     parsed = parse(overrides)
     folders = search_folders(parsed)
     for override in parsed:
-        _check_choice(override, folders)
+        check_choice(override, folders)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -196,8 +198,11 @@ def each_choice(group: str, overrides: Sequence[str]) -> list[Config]:
     ]
 
 
-def _check_choice(override: Override, folders: Sequence[Path]) -> None:
+def check_choice(override: Override, folders: Sequence[Path]) -> None:
+    """Complain of an override that chooses what is not there, or touches what is not the user's."""
     group = override.key_or_group
+    if group.startswith(SWEEPING):
+        raise ConfigError(group, _text(override), "is for sweeps: add -m")
     if group.startswith("hydra.") and group != "hydra.searchpath":
         raise ConfigError(group, _text(override), "fl-sim uses nothing of Hydra's own settings but hydra.searchpath")
     if group not in GROUPS:

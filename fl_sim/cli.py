@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fl_sim.schema import Central
-    from fl_sim.sweep import Outcome
 
 HELP = """\
 fl-sim: backdoor attacks and defenses in federated learning, simulated.
@@ -42,7 +41,7 @@ Examples
   fl-sim run -m eraser=none,fine_tune,nad seed=0,1,2 name=compare
 
 `fl-sim run --cfg` prints the composed configuration; `--config-dir DIR` adds a folder of your own choices;
-`fl-sim run -m --jobs N` makes N runs at a time.
+`fl-sim run -m --jobs N` makes N runs at a time, or as many as fit with --jobs auto.
 """
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -120,6 +119,16 @@ def _run(arguments: list[str]) -> int:
     return OK
 
 
+def _sweep(overrides: list[str], flags: Mapping[str, str]) -> int:
+    """A run for each combination; the status is 1 if any failed."""
+    from fl_sim.sweep_command import outcomes, show
+
+    console = _console()
+    found = outcomes(overrides, flags, "run", console, _resumable)
+    show(found, console)
+    return FAILED if any(outcome.summary is None for outcome in found) else OK
+
+
 def _central(arguments: list[str]) -> int:
     """One victim, or with -m one for each combination, and the erasers' table."""
     overrides, flags = _split(arguments)
@@ -144,16 +153,19 @@ def _central(arguments: list[str]) -> int:
         write_tables([summary], folder)
         console.print(central_table([summary]))
         return OK
-    outcomes = _outcomes(overrides, flags, "central", console)
+    from fl_sim.sweep_command import outcomes, show_failures
+
+    found = outcomes(overrides, flags, "central", console, _resumable)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for outcome in outcomes:
+    for outcome in found:
         label = " ".join(word for word in outcome.job if not word.startswith(("seed=", "seeds.")))
         if outcome.summary is not None:
             groups.setdefault(label, []).append(outcome.summary)
     for label, summaries in groups.items():
         console.print(f"{label or 'default'}: {len(summaries)} seeds", soft_wrap=True)
         console.print(central_table(summaries))
-    return FAILED if any(outcome.summary is None for outcome in outcomes) else OK
+    show_failures(found, console)
+    return FAILED if any(outcome.summary is None for outcome in found) else OK
 
 
 def _resume(arguments: list[str]) -> int:
@@ -256,37 +268,6 @@ def _output(arguments: Sequence[str], default: str) -> tuple[Path, list[str]]:
     return Path(target), words
 
 
-def _sweep(overrides: list[str], flags: Mapping[str, str]) -> int:
-    """Check every job, run the good ones, and say at the end what became of each."""
-    console = _console()
-    outcomes = _outcomes(overrides, flags, "run", console)
-    _show_sweep(outcomes, console)
-    return FAILED if any(outcome.summary is None for outcome in outcomes) else OK
-
-
-def _outcomes(overrides: list[str], flags: Mapping[str, str], command: str, console: Console) -> list[Outcome]:
-    """What becomes of each job of a sweep, told as it comes."""
-    from fl_sim import build, sweep
-
-    processes = _processes(flags)
-    jobs = list(dict.fromkeys(tuple(job) for job in build.jobs(overrides)))
-    outcomes: dict[tuple[str, ...], sweep.Outcome] = {}
-    if processes == 1:
-        for number, job in enumerate(jobs, start=1):
-            console.print(f"[{number}/{len(jobs)}] {' '.join(job)}", soft_wrap=True)
-            outcomes[job] = sweep.execute(list(job), _resumable, command=command)
-            if outcomes[job].complaint:
-                print(outcomes[job].complaint, file=sys.stderr)
-    else:
-        console.print(f"{len(jobs)} runs, {processes} at a time", soft_wrap=True)
-        for outcome in sweep.side_by_side([list(job) for job in jobs], processes, command=command):
-            outcomes[outcome.job] = outcome
-            console.print(f"[{len(outcomes)}/{len(jobs)}] {' '.join(outcome.job)}: {outcome.state}", soft_wrap=True)
-            if outcome.complaint:
-                print(outcome.complaint, file=sys.stderr)
-    return [outcomes[job] for job in jobs]
-
-
 def _list(arguments: list[str]) -> int:
     if "--plot" in arguments:
         return _plot([word for word in arguments if word != "--plot"])
@@ -312,13 +293,6 @@ def _list(arguments: list[str]) -> int:
             line.append(f" [{about}]" if about else "", style="dim")
             console.print(line, soft_wrap=True)
     return OK
-
-
-def _processes(flags: Mapping[str, str]) -> int:
-    said = flags.get("--jobs", "1")
-    if not said.isdecimal() or not 1 <= int(said) <= 1024:
-        raise ConfigError("--jobs", said, "must be a whole number from 1 to 1024: how many runs at a time")
-    return int(said)
 
 
 def _plot(arguments: list[str]) -> int:
@@ -464,21 +438,6 @@ def _show_end(summary: dict[str, Any], folder: Path, console: Console) -> None:
         console.print(f"detection: {detection_line(detection)}", soft_wrap=True)
     console.print(f"{summary['rounds']} rounds in {duration(summary['seconds'])}", soft_wrap=True)
     console.print(f"curves: {folder / CURVES}", soft_wrap=True)
-
-
-def _show_sweep(outcomes: Sequence[Outcome], console: Console) -> None:
-    from rich.table import Table
-
-    from fl_sim.console import shown
-
-    table = Table()
-    for heading in ("run", "ACC", "ASR", "highest ASR", ""):
-        table.add_column(heading, justify="right" if heading.isupper() or "ASR" in heading else "left", overflow="fold")
-    for outcome in outcomes:
-        numbers = ("acc", "asr", "asr_max")
-        row = (shown(outcome.summary[key]) if outcome.summary else "–" for key in numbers)
-        table.add_row(" ".join(outcome.job), *row, outcome.state)
-    console.print(table)
 
 
 def _console() -> Console:

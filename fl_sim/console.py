@@ -19,7 +19,12 @@ RECENT = 10
 
 def warn(text: str) -> None:
     """Tell on stderr of something that went wrong and stops nothing."""
-    print(f"fl-sim: {text}", file=sys.stderr)
+    tell(f"fl-sim: {text}")
+
+
+def tell(text: str) -> None:
+    """Say on stderr what stands already as it should be read."""
+    print(text, file=sys.stderr)
 
 
 class Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,14 +14,16 @@ from fl_sim.attention_picture import draw_attention
 from fl_sim.build import CHOICES, Config, config_hash, to_text, world_of
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
-from fl_sim.console import CentralProgress
+from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError
-from fl_sim.folder import fcntl, is_done, mark_done, provenance, read_json, write_json, write_text
+from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
 
 META = "meta.json"
+LOCK = ".lock"
+"""Held instead of the folder itself, where a file system can't lock folders."""
 
 
 def prepare(config: Config, *, fresh: bool = True) -> World:
@@ -66,10 +68,14 @@ def start(config: Config, folder: Path, argv: list[str], execute: Execute = on_i
     """Execute a run in a fresh folder; returns its summary. `argv` says whether it is a federated or a central one."""
     world = prepare(config)
     with alone(folder):
-        # The configuration last: where it is, a run can be resumed, and META says which kind of run.
-        write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        return _to_end(config, world, folder, execute)
+        return _begin(config, world, folder, argv, execute)
+
+
+def _begin(config: Config, world: World, folder: Path, argv: list[str], execute: Execute) -> dict[str, Any]:
+    # The configuration last: where it is, a run can be resumed, and META says which kind of run.
+    write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    return _to_end(config, world, folder, execute)
 
 
 def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
@@ -77,10 +83,32 @@ def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
     if not folder.is_dir():
         raise RunError(f"can't resume {folder}: no such folder")
     with alone(folder):
-        if is_done(folder) and (folder / SUMMARY).exists():
-            return read_json(folder / SUMMARY)
-        config = read_config(folder)
-        return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder, execute)
+        return found(folder) or _go_on(folder, execute)
+
+
+def _go_on(folder: Path, execute: Execute) -> dict[str, Any]:
+    config = read_config(folder)
+    return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder, execute)
+
+
+def found(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that is finished; None if it is not."""
+    return read_json(folder / SUMMARY) if is_done(folder) and (folder / SUMMARY).exists() else None
+
+
+def take_up(config: Config, folder: Path, argv: list[str]) -> tuple[str, dict[str, Any]]:
+    """Start, resume or find a sweep's run in the folder that is its own; returns which of them it was, and its summary.
+
+    Which it is, is decided by whoever holds the folder: two sweeps of one name may come here at the same time.
+    """
+    world = prepare(config, fresh=not (folder / CHECKPOINT).exists())
+    made(folder)
+    with alone(folder):
+        if (summary := found(folder)) is not None:
+            return "found finished", summary
+        if (folder / "config.yaml").exists():
+            return "resumed", _go_on(folder, on_its_engine)
+        return "finished", _begin(config, world, folder, argv, on_its_engine)
 
 
 def read_config(folder: Path) -> Config:
@@ -97,21 +125,40 @@ def read_config(folder: Path) -> Config:
     return config
 
 
+class Busy(RunError):
+    """A run folder in which another process is at work."""
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; two that write into one would spoil it. Freed even by `kill -9`."""
     if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
+        handle = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{folder} is in use by another process") from error
+        except BlockingIOError as error:
+            raise Busy(f"{folder} is in use by another process") from error
+        except OSError:  # NFS locks no folders, only files that are open for writing
+            held.callback(os.close, _lock_file(folder))
         yield
-    finally:
+
+
+def _lock_file(folder: Path) -> int:
+    """Hold a hidden file of the folder instead."""
+    assert fcntl is not None
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(handle)
+        raise Busy(f"{folder} is in use by another process") from error
+    except OSError as error:
+        warn(f"{folder} can't be locked here ({error.strerror}): see to it that only one process works in it")
+    return handle
 
 
 def is_central(folder: Path) -> bool:

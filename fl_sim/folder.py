@@ -39,15 +39,16 @@ def new_run_folder(output: str, name: str) -> Path:
     """`<output>/<date>/<time>_<name>_<4 random letters>`, made."""
     now = datetime.now()
     letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
-    return _made(Path(output) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{name}_{letters}")
+    return made(Path(output) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{name}_{letters}")
 
 
 def sweep_folder(output: str, name: str, hashed: str, command: str = "run") -> Path:
-    """`<output>/sweeps/<name>/<config hash>`, made: the same run finds its folder again."""
-    return _made(Path(output) / "sweeps" / name / (hashed if command == "run" else f"{command}-{hashed}"))
+    """`<output>/sweeps/<name>/<config hash>`, not made yet: the same run finds its folder again."""
+    return Path(output) / "sweeps" / name / (hashed if command == "run" else f"{command}-{hashed}")
 
 
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
+    """The folder, after it has been made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

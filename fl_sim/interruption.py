@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+# A batch system tells with one of these that time is up, and what handles it raises SystemExit.
+HELD = (*STOPS, *(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)))
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    previous = {number: signal.signal(number, lambda arrived, _frame: held.append(arrived)) for number in STOPS}
+    previous = {number: signal.signal(number, lambda arrived, _frame: held.append(arrived)) for number in HELD}
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from fl_sim.protocols import ServerContext
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("clients", "server", "defenses")
-HYDRA = ("fl_sim/cli.py", "fl_sim/build.py")
+HYDRA = ("fl_sim/build.py", "fl_sim/sweep_plan.py")
 FLOWER = ("clients/app.py", "server/app.py", "fl_sim/engines/", "defenses/aggregation/flower.py")
 METHOD_FOLDERS = ("clients/", "server/", "defenses/")
 

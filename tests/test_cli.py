@@ -48,7 +48,8 @@ def test_help_is_short_and_has_three_examples(words: list[str], capsys: Capture)
 
 def test_the_examples_of_the_help_are_valid(capsys: Capture, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever copies one must not meet an error: each is composed and checked, but not run."""
-    monkeypatch.setattr(execution, "start", lambda *a: (_ for _ in ()).throw(Stopped))
+    for begin in ("start", "take_up"):
+        monkeypatch.setattr(execution, begin, lambda *a: (_ for _ in ()).throw(Stopped))
     lines = cli.HELP.partition("Examples")[2].splitlines()
     examples = [line.split()[1:] for line in lines if line.startswith("  fl-sim run")]
     assert len(examples) == 3
@@ -268,7 +269,7 @@ def test_a_sweep_without_bad_jobs_succeeds(cwd: Path, capsys: Capture) -> None:
     assert main([*words, "seed=0,1"]) == OK
     assert main([*words, "seed=0,1,2"]) == OK
     out = capsys.readouterr().out
-    assert (out.count("found finished"), len(list(cwd.rglob("done")))) == (2, 3)
+    assert (out.count("│ found finished"), len(list(cwd.rglob("done")))) == (2, 3)
 
 
 def test_runs_side_by_side_are_the_runs_in_turn(cwd: Path, capsys: Capture) -> None:
@@ -426,35 +427,6 @@ def test_a_terminated_run_ends_like_an_interrupted_one(tmp_path: Path) -> None:
     assert b"Traceback" not in err
     assert b"\x1b" not in out
     assert b"round 1/1000  ACC" in out
-
-
-def test_a_killed_process_of_a_sweep_is_one_failed_run(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when memory runs out: the runs that were under way are reported, with what to do, without a traceback."""
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
-
-    from fl_sim import sweep
-
-    class Pool:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def __enter__(self) -> Pool:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def submit(self, _call: object, job: list[str], _command: str) -> Future[sweep.Outcome]:
-            future: Future[sweep.Outcome] = Future()
-            if job == ["seed=1"]:
-                future.set_exception(BrokenProcessPool("terminated abruptly"))
-            else:
-                future.set_result(sweep.Outcome(tuple(job), "finished"))
-            return future
-
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
-    outcomes = {outcome.job: outcome for outcome in sweep.side_by_side([["seed=0"], ["seed=1"]], 2)}
-    assert outcomes["seed=0",].state == "finished"
-    assert "the same command goes on" in outcomes["seed=1",].complaint
 
 
 def test_an_empty_range_is_refused(capsys: Capture) -> None:

@@ -18,7 +18,9 @@ from fl_sim.cli import main
 from fl_sim.errors import ConfigError
 from fl_sim.schema import META, locate
 
-YAMLS = sorted(path for path in conf_folder().rglob("*.yaml") if path.parent != conf_folder())
+SWEEPS = {"launcher", "sweeper"}
+"""Folders that are about sweeps, and no groups of a run's configuration."""
+YAMLS = sorted(path for path in conf_folder().rglob("*.yaml") if path.parent.name not in {conf_folder().name, *SWEEPS})
 GIVEN = {"attack": {"client"}, "tracker": {"folder"}}
 """Parameters that the program hands to a component, not the configuration."""
 HIDDEN = {"engine": {"server_app", "client_app"}}
@@ -31,7 +33,7 @@ def choice(path: Path) -> tuple[str, str]:
 
 def test_every_folder_is_a_group_and_every_group_a_folder() -> None:
     """A folder that GROUPS lacks would be neither listed nor built; a group without a folder offers nothing."""
-    assert {path.name for path in conf_folder().iterdir() if path.is_dir()} == set(GROUPS)
+    assert {path.name for path in conf_folder().iterdir() if path.is_dir()} == set(GROUPS) | SWEEPS
     assert all(path.relative_to(conf_folder()).parts[:-1] == (path.parent.name,) for path in YAMLS)
     assert {group for group, _ in map(choice, YAMLS)} == set(GROUPS)
     assert len(YAMLS) >= 40

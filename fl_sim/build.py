@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl_sim.errors import ConfigError, require
 from fl_sim.folder import conf_folder as conf_folder
-from fl_sim.protocols import Tracker
+from fl_sim.protocols import Follower
 from fl_sim.randomness import generator
 from fl_sim.schema import META, Settings, construct, locate, unknown
+from fl_sim.trackers.following import Guarded
 from fl_sim.world import Parts, World, fingerprint, pick_device, populate
 
 Config: TypeAlias = dict[str, Any]
@@ -263,9 +264,7 @@ def build(config: Config) -> Parts:
         if group == "experiment":
             continue
         if group == "tracker":
-            # Trackers open files, so one with a class of its own is built only when the run folder is there.
-            if "_target_" not in (config.get(group) or {}):
-                component(group, config.get(group))
+            _check_tracker(config)
             continue
         given = {"client": built["client"]} if group == "attack" else None
         # A run folder of an earlier version may lack a group that is there now: then it had no such component.
@@ -279,6 +278,18 @@ def build(config: Config) -> Parts:
     parts = Parts(settings=settings, **built)
     _check_together(parts)
     return parts
+
+
+def _check_tracker(config: Config) -> None:
+    """Try the tracker's values, unless it might open files as soon as it is built: the run folder is not there yet."""
+    section = config.get("tracker", {})
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    try:
+        lazy = target is None or hasattr(locate(target), "rebuild")
+    except ConfigError as error:
+        raise error.within("tracker") from error
+    if lazy:
+        component("tracker", section, {"folder": Path(str(config["output"])), "config": config})
 
 
 def _named(key: str, group: str, name: str, section: Any) -> Any:
@@ -385,10 +396,15 @@ def world_of(text: str) -> World:
         raise error if error.key.split(".")[0] in ("device", "init", "partition") else error.within("data") from error
 
 
-def trackers_of(text: str, folder: Path) -> list[Tracker]:
-    """The trackers that a configuration asks for beyond `metrics.jsonl`, which every run writes."""
-    tracker = component("tracker", json.loads(text).get("tracker"), {"folder": folder})
-    return [] if tracker is None else [tracker]
+@lru_cache(maxsize=1)
+def trackers_of(text: str, folder: Path) -> Sequence[Follower]:
+    """The trackers that a configuration asks for beyond `metrics.jsonl`, which every run writes.
+
+    The same ones whoever asks: the rounds, the baselines beside them and the run's end are told of in one place.
+    """
+    config = json.loads(text)
+    tracker = component("tracker", config.get("tracker", {}), {"folder": folder, "config": config})
+    return [] if tracker is None else [Guarded(tracker, str(config[CHOICES].get("tracker")))]
 
 
 # What there is --------------------------------------------------------------------------------------------------------

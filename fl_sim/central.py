@@ -32,6 +32,7 @@ from fl_sim.protocols import ClientContext, Detector, Eraser, Fit, Learned, Serv
 from fl_sim.randomness import generator
 from fl_sim.samples import Samples
 from fl_sim.schema import Central, Settings, locate
+from fl_sim.trackers.following import rebuild
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
 from fl_sim.world import World, fingerprint
@@ -291,11 +292,12 @@ def outcome(before: Score, model: Classifier, erased: Classifier, world: World, 
     return fields | {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der} | verdict
 
 
-def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> dict[str, Any]:
+def run_central(config: Mapping[str, Any], world: World, folder: Path, *trackers: Tracker) -> dict[str, Any]:
     """Train or find the victim, try every eraser that has no result yet, and write the table."""
     finished, detections = _kept(folder)
     metrics = JsonLines(folder)
-    both = Both(metrics, tracker)
+    rebuild(trackers, folder)
+    both = Both(metrics, *trackers)
     settings = world.parts.settings
     screening = Screening(_detectors(world), world.test, settings.seeds.train, both, detections)
     try:
@@ -329,7 +331,7 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, tracker: 
     return scores | ({"detections": screening.results} if screening.results else {})
 
 
-def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tracker) -> None:
+def accompany(config: Mapping[str, Any], world: World, folder: Path, *trackers: Tracker) -> None:
     """Beside a federated run: its erasers of `baselines=[...]` on the pooled data, with its budget and poison share.
 
     As many passes over the data as the clients make in all, with the client's own learning rate and batches, and as
@@ -337,7 +339,7 @@ def accompany(config: Mapping[str, Any], world: World, folder: Path, tracker: Tr
     """
     plan = equal_budget(world)
     metrics = JsonLines(folder)
-    both = Both(metrics, tracker)
+    both = Both(metrics, *trackers)
     try:
         budget = {**config, "central": dataclasses.asdict(plan)}
         victim = cached_victim(world, plan, both, budget, victims_of(world.parts.settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 from omegaconf import OmegaConf
 
 from fl_sim.attention_picture import draw_attention
-from fl_sim.build import CHOICES, Config, config_hash, to_text, world_of
+from fl_sim.build import CHOICES, Config, config_hash, to_text, trackers_of, world_of
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
+from fl_sim.protocols import Follower
 from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
 
@@ -188,28 +189,49 @@ def _identity(config: Config, world: World) -> dict[str, Any]:
 
 
 def _central_to_end(config: Config, world: World, folder: Path) -> dict[str, Any]:
-    with world.parts.engine.computing(), CentralProgress(world.parts.settings.name) as progress:
-        result = run_central(config, world, folder, progress)
-    summary = _identity(config, world) | result
-    write_json(folder / SUMMARY, summary)
-    draw_attention(folder)
+    with _followed(config, folder) as trackers:
+        with world.parts.engine.computing(), CentralProgress(world.parts.settings.name) as progress:
+            result = run_central(config, world, folder, progress, *trackers)
+        summary = _identity(config, world) | result
+        write_json(folder / SUMMARY, summary)
+        draw_attention(folder)
+        for tracker in trackers:
+            tracker.end(summary)
     mark_done(folder)
     return summary
 
 
 def _run_to_end(config: Config, world: World, folder: Path, execute: Execute) -> dict[str, Any]:
     settings = world.parts.settings
-    try:
-        execute(config, world, folder)
-    except ConfigError as error:
-        raise RunError(str(error)) from error
-    if world.parts.baselines:
-        with world.parts.engine.computing(), CentralProgress(settings.name) as progress:
-            accompany(config, world, folder, progress)
-    identity = _identity(config, world)
-    identity["malicious_clients"] = len(world.malicious) if world.parts.attack is not None else 0
-    draw_partitions({title(config): Counts.of(world)}, folder / PICTURE)
-    summary = summarise(folder, identity)
-    draw_attention(folder)
+    with _followed(config, folder) as trackers:
+        try:
+            execute(config, world, folder)
+        except ConfigError as error:
+            raise RunError(str(error)) from error
+        if world.parts.baselines:
+            with world.parts.engine.computing(), CentralProgress(settings.name) as progress:
+                accompany(config, world, folder, progress, *trackers)
+        identity = _identity(config, world)
+        identity["malicious_clients"] = len(world.malicious) if world.parts.attack is not None else 0
+        draw_partitions({title(config): Counts.of(world)}, folder / PICTURE)
+        summary = summarise(folder, identity)
+        draw_attention(folder)
+        for tracker in trackers:
+            tracker.end(summary)
     mark_done(folder)
     return summary
+
+
+@contextmanager
+def _followed(config: Config, folder: Path) -> Iterator[Sequence[Follower]]:
+    """The run's trackers, which are closed however it ends."""
+    try:
+        trackers = trackers_of(to_text(config), folder)
+    except ConfigError as error:
+        raise RunError(str(error)) from error
+    try:
+        yield trackers
+    finally:
+        trackers_of.cache_clear()
+        for tracker in trackers:
+            tracker.close()

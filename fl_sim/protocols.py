@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -392,3 +392,23 @@ class Tracker(Protocol):
     """Writes results; the round loop has no other way to say anything."""
 
     def log(self, event: str, **fields: object) -> None: ...
+
+
+@runtime_checkable
+class Follower(Tracker, Protocol):
+    """A tracker that copies `metrics.jsonl`: after an interruption it holds what it would hold without one."""
+
+    def rebuild(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Begin, and take in what the record holds already in place of all that was logged in earlier attempts.
+
+        Called once, before any `log`; only then are files opened.
+        """
+        ...
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """The run has finished, with this summary."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything, however the run has ended."""
+        ...

@@ -19,6 +19,7 @@ from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, re
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator
 from fl_sim.signals import clean_score, noted, noted_erasing
+from fl_sim.trackers.following import rebuild
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
 from fl_sim.world import World
@@ -344,6 +345,7 @@ class Federation:
         """The last finished round, with everything put back as it was after it; 0 for a new run."""
         if self._found is None:
             self._metrics.rewind(0)
+            rebuild(self._trackers, self._folder)
             return 0
         content, clients = self._found
         self._found = None
@@ -360,6 +362,7 @@ class Federation:
             self._signals, self._erased_after = Signals(**content["signals"]), content["erased_after"]
         self._exchange.restore(clients)
         self._metrics.rewind(content["metrics_length"])
+        rebuild(self._trackers, self._folder)
         finished: int = content["round"]
         return finished
 

@@ -16,8 +16,8 @@ from fl_sim.models.classifier import Classifier
 
 ERASERS = {name: path for name, path in choices("eraser", [conf_folder()]).items() if name != "none"}
 NETWORKS = ("cnn", "resnet18", "preact_resnet18", "wrn_16_1", "vgg11_bn", "vit_tiny")
-REFUSED = {(name, "vit_tiny") for name in ("anp", "bna", "clp", "rnp")}
-"""What needs convolutions or batch normalisation; everything else must work."""
+REFUSED = {(name, "vit_tiny") for name in ("anp", "bna", "clp", "linf", "rnp", "robust_kd")}
+"""What needs convolutions, batch normalisation or a layer after each tap; everything else must work."""
 COVERED = {(eraser, ("cnn", "wrn_16_1")[index % 2]) for index, eraser in enumerate(ERASERS)} | REFUSED
 """What is not slow: each eraser on one of the two small networks."""
 

@@ -6,10 +6,13 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.faults import spoiled
 from fl_sim.build import config_text, world_of
 from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
+from fl_sim.engines.replies import header
+from fl_sim.errors import InjectedCrash
 from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
-from fl_sim.randomness import generator
+from fl_sim.randomness import generator, repeated
 from fl_sim.rounds import ERASED, PREVIOUS
 from fl_sim.together.meeting import client_fit
 from fl_sim.world import World
@@ -23,17 +26,20 @@ def train(message: Message, context: Context) -> Message:
     world = world_of(config_text(context.run_config))
     order = message.content.config_records["order"]
     client = int(order["client"])  # type: ignore[arg-type]
+    round_, attempt = int(order["round"]), int(order["attempt"])  # type: ignore[arg-type]
+    fault = world.fault_of(client, round_, attempt).kind
+    if fault == "crash":
+        raise InjectedCrash(f"client {client} crashes in round {round_}, as faults= says")
     received = to_tensor(message.content.array_records["model"]["vector"], world.device)
     threatening = _threatening(world, order, message.content) if order["attack"] else None
     actor = world.parts.client if threatening is None else world.parts.attack
     assert actor is not None
     model = world.worker_model()
     world.layout.load(model, received)
-    round_ = int(order["round"])  # type: ignore[arg-type]
     ctx = ClientContext(
         round=round_,
         client=client,
-        rng=generator(world.parts.settings.seeds.train, "client", client, round_),
+        rng=generator(world.parts.settings.seeds.train, "client", client, round_, *repeated(attempt)),
         classes=world.parts.data.facts.classes,
         layout=world.layout,
         received=received,
@@ -50,16 +56,19 @@ def train(message: Message, context: Context) -> Message:
     metrics: dict[str, int | float | list[int] | list[float]] = {"num-examples": update.samples, "loss": update.loss}
     if update.accuracy is not None:
         metrics["accuracy"] = update.accuracy
+    delta = TensorArray(spoiled(update.delta, fault))
+    name = "weights" if fault == "wrong_name" else "delta"
+    said = (client + 1) % world.parts.settings.clients if fault == "wrong_client" else client
     reply = RecordDict(
         {
-            "update": by_reference({"delta": TensorArray(update.delta)}),
-            "metrics": MetricRecord(metrics),
-            "client": ConfigRecord({"id": client}),
+            "update": by_reference({name: delta}),
+            "metrics": MetricRecord({} if fault == "malformed" else metrics),
+            "client": header(said, round_ - 1 if fault == "stale" else round_, attempt),
         }
     )
     if update.record is not None:
         reply.update(pack(update.record))
-    return Message(reply, reply_to=message)
+    return Message(RecordDict() if fault == "empty" else reply, reply_to=message)
 
 
 def _threatening(world: World, order: ConfigRecord, content: RecordDict) -> Threatening:

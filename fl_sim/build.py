@@ -46,6 +46,7 @@ GROUPS = (
     "eraser",
     "erasing",
     "detection",
+    "faults",
     "tracker",
     "engine",
     "experiment",
@@ -65,16 +66,19 @@ CALLS = {
     "eraser": "erase",
     "erasing": "due",
     "detection": "screen",
+    "faults": "draw",
     "tracker": "log",
     "engine": "run",
 }
 """What each group's component is asked to do: one that lacks it is found before any work."""
-ABSENT = ("attack", "collusion", "eraser", "detection", "tracker")
+ABSENT = ("attack", "collusion", "eraser", "detection", "faults", "tracker")
 """Groups in which a choice without a `_target_` means that there is no such component."""
 LISTS = {"erasers": "eraser", "baselines": "eraser", "detectors": "detection"}
 """Plain keys that hold names of a group's choices, each composed on its own."""
 SWEEPING = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 """Hydra's settings of sweeps, which `sweep_plan` reads: they are no part of a run's configuration."""
+LATER: dict[str, Any] = {"faults": {}, "quorum": 1, "below_quorum": "skip", "repeats": 3, "timeout": None}
+"""Keys that were added with the value that changes nothing: with it, a run is still the run that it was before them."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -379,6 +383,7 @@ def _composed_text(overrides: str) -> str:
 def config_hash(config: Config) -> str:
     """Names a run by what decides its numbers: everything but its name and where it is put."""
     decisive = {key: value for key, value in config.items() if key not in ("name", "output", CHOICES)}
+    decisive = {key: value for key, value in decisive.items() if key not in LATER or value != LATER[key]}
     if config.get("init"):
         decisive["init"] = fingerprint(str(config["init"]))
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -59,6 +59,8 @@ class Progress:
             self._status = f"round {fields['round']}/{self._rounds}"
             measured = f"ACC {shown(fields['acc'])}  ASR {shown(fields['asr'])}" if "acc" in fields else "not evaluated"
             attackers = f"{fields['malicious']} of {fields['clients']} malicious"
+            attackers += f"  {fields['refused']} refused" if fields.get("refused") else ""
+            attackers += "  SKIPPED: below the quorum" if fields.get("skipped") else ""
             self._say(f"{self._status:>15}  {measured}  {attackers}  {duration(left)} left", "")
         elif event == "erase":
             change = (

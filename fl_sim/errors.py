@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """A run that can't go on, or a folder that can't be used, for a reason that one line tells."""
 
 
+class InjectedCrash(RuntimeError):
+    """What a client raises because `faults=` says so: no fault of the program or of a setting."""
+
+
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise a `ConfigError` about `key` unless the condition holds."""
     if not holds:

@@ -15,7 +15,7 @@ from fl_sim.build import CHOICES, Config, config_hash, to_text, trackers_of, wor
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.console import CentralProgress, warn
-from fl_sim.errors import ConfigError, RunError
+from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.protocols import Follower
@@ -27,10 +27,11 @@ LOCK = ".lock"
 """Held instead of the folder itself, where a file system can't lock folders."""
 
 
-def prepare(config: Config, *, fresh: bool = True) -> World:
-    """Check everything and load the data, before a run folder exists."""
+def prepare(config: Config, *, fresh: bool = True, foreign: bool = False) -> World:
+    """Check everything and load the data, before a run folder exists. `foreign`: not on the engine it names."""
     try:
         world = world_of(to_text(config))
+        _check_timeout(world, foreign)
         _check_erasers(world)
         if hasattr(world.parts.engine, "check_machine"):
             world.parts.engine.check_machine(world.parts.settings.device)
@@ -41,6 +42,14 @@ def prepare(config: Config, *, fresh: bool = True) -> World:
             raise
         raise RunError(f"not enough memory for the data and the model ({str(error).splitlines()[0]})") from error
     return world
+
+
+def _check_timeout(world: World, foreign: bool) -> None:
+    """Whether the engine can stop waiting: a thread of this process can't be ended from outside."""
+    able = foreign or getattr(world.parts.engine, "can_time_out", False)
+    seconds = world.parts.settings.timeout
+    allowed = "must be null with this engine, which can't end a client; engine=ray can, faults=stragglers simulates it"
+    require(seconds is None or able, "timeout", seconds, allowed)
 
 
 def _check_erasers(world: World) -> None:
@@ -67,7 +76,7 @@ def on_its_engine(config: Config, world: World, folder: Path) -> None:
 
 def start(config: Config, folder: Path, argv: list[str], execute: Execute = on_its_engine) -> dict[str, Any]:
     """Execute a run in a fresh folder; returns its summary. `argv` says whether it is a federated or a central one."""
-    world = prepare(config)
+    world = prepare(config, foreign=execute is not on_its_engine)
     with alone(folder):
         return _begin(config, world, folder, argv, execute)
 
@@ -89,7 +98,8 @@ def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
 
 def _go_on(folder: Path, execute: Execute) -> dict[str, Any]:
     config = read_config(folder)
-    return _to_end(config, prepare(config, fresh=not (folder / CHECKPOINT).exists()), folder, execute)
+    fresh, foreign = not (folder / CHECKPOINT).exists(), execute is not on_its_engine
+    return _to_end(config, prepare(config, fresh=fresh, foreign=foreign), folder, execute)
 
 
 def found(folder: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -380,6 +380,47 @@ class Threat(Protocol):
     def malicious(self, clients: int, rng: Generator) -> frozenset[int]: ...
 
     def active(self, round_: int) -> bool: ...
+
+
+Garbled: TypeAlias = Literal[
+    "not_a_number",
+    "infinite",
+    "too_long",
+    "wrong_shape",
+    "wrong_dtype",
+    "wrong_name",
+    "wrong_client",
+    "stale",
+    "duplicate",
+    "malformed",
+    "empty",
+]
+"""Kinds of answers that no server can use."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one client's answer to one order."""
+
+    kind: Literal["crash", "silent"] | Garbled | None = None
+    seconds: float | None = None
+    """When its reply arrives on a simulated clock; None without one. Nobody sleeps."""
+
+
+class Faults(Protocol):
+    """Misbehaviour that is no attack: by whom and when is drawn for each client and round."""
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds after which the server stops waiting, on the simulated clock."""
+        ...
+
+    @property
+    def comes_later(self) -> bool:
+        """Whether a reply that was too late still arrives, in the next round."""
+        ...
+
+    def draw(self, rng: Generator) -> Fault: ...
 
 
 class Partition(Protocol):

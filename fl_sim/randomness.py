@@ -19,6 +19,11 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, *path))
 
 
+def repeated(attempt: int) -> tuple[int, ...]:
+    """What the path of a round's draws ends with: nothing in the first attempt, its number in a later one."""
+    return (attempt,) if attempt else ()
+
+
 def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
     """The same for code that draws with numpy."""
     return np.random.default_rng(key(seed, *path))

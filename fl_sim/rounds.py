@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fl_sim.acceptance import Refusal, Replies, Tally, fault_in, needed, to_another
 from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
-from fl_sim.randomness import generator
+from fl_sim.randomness import generator, repeated
 from fl_sim.signals import clean_score, noted, noted_erasing
 from fl_sim.trackers.following import rebuild
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
@@ -40,15 +41,15 @@ class Order:
     rank: int = 0
     attackers: int = 0
     weight: float = 0.0
+    attempt: int = 0
+    """How often the round was tried before."""
 
 
 class Exchange(Protocol):
     """Sends the global vector out and brings the updates back, however clients are run."""
 
-    def train(
-        self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State
-    ) -> Mapping[int, Update | str]:
-        """Each client's update, or the reason why there is none; only attackers are given the briefing."""
+    def train(self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State) -> Replies:
+        """Each client's update, or why there is none that can be used; only attackers are given the briefing."""
         ...
 
     def private_states(self) -> Mapping[int, State]:
@@ -86,6 +87,8 @@ class Federation:
         self._backdoor = world.backdoor
         self._previous: Tensor | None = None
         self._attacked = False
+        self._underway: list[tuple[int, int, int]] = []
+        """Late replies that are still to arrive: client, round and attempt."""
         erasing = world.parts.erasing
         self._watching = erasing if isinstance(erasing, Watching) and world.parts.eraser is not None else None
         self._signals = Signals()
@@ -108,9 +111,12 @@ class Federation:
 
     def _round(self, t: int) -> None:
         started = time.perf_counter()
-        cohort = self._cohort(t)
-        updates = self._collect(t, cohort)
-        record = self._aggregate(t, updates) | dict(self._exchange.facts())
+        tally = Tally()
+        updates = self._gather(t, tally)
+        record = self._aggregate(t, updates) if updates else self._stand_still()
+        record |= dict(self._exchange.facts())
+        if tally.refusals or tally.attempts > 1 or not updates or self._parts.faults is not None:
+            record |= tally.fields(skipped=not updates)
         cause = self._cause_to_erase(t, started, record)
         if cause is not None:
             self._erase(t, cause)
@@ -122,22 +128,40 @@ class Federation:
         if self._settings.checkpoint.due(t, self._settings.rounds):
             self._save(t)
 
-    def _cohort(self, t: int) -> list[int]:
-        rng = generator(self._settings.seeds.threat, "cohort", t)
+    def _gather(self, t: int, tally: Tally) -> dict[int, Update]:
+        """Updates of a quorum, by client id; none if there was no quorum, as often as the policy has it tried."""
+        repeats = self._settings.repeats if self._settings.below_quorum == "repeat" else 0
+        for attempt in range(repeats + 1):
+            cohort = self._cohort(t, attempt)
+            updates, refusals = self._collect(t, cohort, attempt, tally)
+            if len(updates) >= needed(self._settings.quorum, len(cohort)):
+                records = [update.record for update in updates.values() if update.record and _finite(update.record)]
+                if records:  # the round's trigger is that of the lowest malicious client
+                    self._adopt(records[0])
+                return updates
+        own = [each for each in refusals if each.own_error]
+        if len(own) >= len(cohort):  # no misfortune but a fault that all clients meet: going on would hide it
+            raise RunError(f"round {t}: every client failed; the first one with {own[0].detail}")
+        return {}
+
+    def _cohort(self, t: int, attempt: int = 0) -> list[int]:
+        rng = generator(self._settings.seeds.threat, "cohort", t, *repeated(attempt))
         settings = self._settings
         drawn = self._parts.sampler.cohort(settings.clients, settings.clients_per_round, self._world.malicious, rng)
         # Who has no samples (only with `partition.min_samples=0`) says nothing: an update of zeros would be a vote.
         return [client for client in drawn if len(self._world.shares[client])] or drawn
 
-    def _collect(self, t: int, cohort: list[int]) -> dict[int, Update]:
-        """The cohort's updates by client id, those that failed left out."""
+    def _collect(
+        self, t: int, cohort: list[int], attempt: int, tally: Tally
+    ) -> tuple[dict[int, Update], list[Refusal]]:
+        """The cohort's sound updates by client id, and what was refused."""
         weights = self._weights(cohort)
         attacking = [c for c in cohort if self._attacks(c, t)] if self._parts.attack is not None else []
         weight = sum(weights[cohort.index(client)] for client in attacking)
         orders = [
-            Order(client, True, self._ranks[client], len(self._attackers), weight)
+            Order(client, True, self._ranks[client], len(self._attackers), weight, attempt)
             if client in attacking
-            else Order(client, False)
+            else Order(client, False, attempt=attempt)
             for client in cohort
         ]
         briefing = dict(self._states["trigger"])
@@ -148,22 +172,41 @@ class Federation:
         replies = self._exchange.train(t, self._vector, orders, briefing)
         if attacking:
             self._previous = self._vector
-        failed = {client: reply for client, reply in replies.items() if isinstance(reply, str)}
-        for client, reason in failed.items():
-            self.log("client_failed", round=t, client=client, reason=reason.splitlines()[0])
-        updates = {c: reply for c in sorted(replies) if not isinstance(reply := replies[c], str)}
-        if not updates:
-            reason = next(iter(failed.values()), "no replies")
-            raise RunError(f"round {t}: every client failed; the first one with {reason}")
-        if attacking and not self._attacked:
+        updates, tampered = self._tampered(t, {client: replies.updates[client] for client in sorted(replies.updates)})
+        stale = [Refusal(client, "stale", to_another(answered, (t, attempt))) for client, *answered in self._underway]
+        self._underway = [(client, t, attempt) for client in replies.underway]
+        refusals = [*stale, *replies.refusals, *tampered]
+        tally.add(len(cohort), refusals, replies.seconds)
+        for each in refusals:
+            event = "client_failed" if each.reason == "raised" else "client_refused"
+            kind = {"kind": each.reason} if event == "client_refused" else {}
+            self.log(event, round=t, client=each.client, **kind, reason=each.detail.splitlines()[0])
+        if attacking and updates and not self._attacked:
             # A fault that every attacker meets, a setting that can't work: without it the run would look defended.
-            if all(client in failed for client in attacking):
-                raise RunError(f"round {t}: every attacker failed; the first one with {failed[attacking[0]]}")
-            self._attacked = True
-        records = [update.record for update in updates.values() if update.record and _finite(update.record)]
-        if records:  # the round's trigger is that of the lowest malicious client
-            self._adopt(records[0])
-        return updates
+            own = {each.client: each.detail for each in refusals if each.own_error}
+            if all(client in own for client in attacking):
+                raise RunError(f"round {t}: every attacker failed; the first one with {own[attacking[0]]}")
+            self._attacked = any(client in updates for client in attacking)
+        return updates, refusals
+
+    def _tampered(self, t: int, updates: dict[int, Update]) -> tuple[dict[int, Update], list[Refusal]]:
+        """The updates with what omniscient attackers make of theirs, as far as the server takes that."""
+        malicious = [client for client in updates if self._attacks(client, t)]
+        if self._parts.collusion is None or not malicious:
+            return updates, []
+        split, told = self._layout.parameters, self._context(t, tuple(updates), "collusion")
+        deltas = torch.stack([update.delta for update in updates.values()])
+        flags = torch.tensor([client in malicious for client in updates], device=deltas.device)
+        deltas[:, :split] = self._parts.collusion.tamper(deltas[:, :split], flags, told)
+        found = {}
+        refusals = []
+        for client, delta in zip(updates, deltas, strict=True):
+            wrong = fault_in(delta, self._vector)
+            if wrong is None:
+                found[client] = replace(updates[client], delta=delta)
+            else:
+                refusals.append(Refusal(client, *wrong))
+        return found, refusals
 
     def _adopt(self, record: State) -> None:
         self._states["trigger"] = record
@@ -181,16 +224,9 @@ class Federation:
         clients = tuple(updates)
         split = self._layout.parameters
         deltas = torch.stack([update.delta for update in updates.values()])
-        # Whoever sends broken batch statistics is broken: rules, which see parameters only, are told so.
-        broken = ~deltas[:, split:].isfinite().all(1, keepdim=True)
-        deltas[:, :split].masked_fill_(broken, float("nan"))
         weights = torch.tensor(self._weights(clients), device=deltas.device)
         ctx = self._context(t, clients)
         attacking = [self._attacks(client, t) for client in clients]
-        if self._parts.collusion is not None and any(attacking):
-            malicious = torch.tensor(attacking, device=deltas.device)
-            told = self._context(t, clients, "collusion")
-            deltas[:, :split] = self._parts.collusion.tamper(deltas[:, :split], malicious, told)
         result = self._parts.aggregator.aggregate(deltas[:, :split], weights, self._states["aggregator"], ctx)
         step, memory = self._parts.server_optimizer.step(result.delta, self._states["server_optimizer"])
         self._states |= {"aggregator": result.state, "server_optimizer": memory}
@@ -212,6 +248,13 @@ class Federation:
         if result.kept is not None:
             record |= detection_rates(attacking, [not keep for keep in result.kept.tolist()])
         return record
+
+    def _stand_still(self) -> dict[str, Any]:
+        """A round without a quorum: the global model stays as it is, and so does what aggregation remembers."""
+        if self._watching is not None:
+            nothing = torch.zeros((), device=self._world.device)
+            self._signals = noted(self._signals, nothing, None, self._clean_score())
+        return {"clients": 0, "malicious": 0, "train_loss": None}
 
     def _clean_score(self) -> tuple[float, float] | None:
         """The global model's accuracy and loss on the clean set, where the policy watches them."""
@@ -335,6 +378,8 @@ class Federation:
             "metrics_length": self._metrics.commit(),
             "attacked": self._attacked,
         }
+        if self._underway:
+            content["underway"] = [list(each) for each in self._underway]
         if self._previous is not None:
             content["previous"] = self._previous.cpu()
         if self._watching is not None:
@@ -356,6 +401,7 @@ class Federation:
         self._states |= content["states"]
         self._adopt(self._states["trigger"])
         self._attacked = bool(content.get("attacked", False))
+        self._underway = [(client, round_, number) for client, round_, number in content.get("underway", ())]
         if "previous" in content:
             self._previous = content["previous"].to(self._world.device)
         if "signals" in content:

@@ -111,6 +111,13 @@ class Settings:
     assumed_attackers: float
     choices: dict[str, Any]
     """Which choice of each group the configuration was composed from."""
+    quorum: int | float = 1
+    """Updates that a round needs: a whole number, or a share of those who are asked."""
+    below_quorum: Literal["skip", "repeat"] = "skip"
+    repeats: int = 3
+    """How often a round is tried again before it is skipped."""
+    timeout: float | None = None
+    """Seconds after which the server stops waiting for replies, on the wall's clock."""
     init: str | None = None
     backdoor: Goal = field(default_factory=Goal)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -132,6 +139,13 @@ class Settings:
         fits = 1 <= self.clients_per_round <= self.clients
         allowed = f"must be from 1 to the number of clients, {self.clients}"
         require(fits, "clients_per_round", self.clients_per_round, allowed)
+        most = self.clients_per_round
+        whole = isinstance(self.quorum, int)
+        allowed = f"must be 1 to {most} updates, or a share of the cohort: above 0, at most 1.0"
+        require(1 <= self.quorum <= most if whole else 0 < self.quorum <= 1, "quorum", self.quorum, allowed)
+        require(1 <= self.repeats <= 1000, "repeats", self.repeats, "must be a whole number from 1 to 1000")
+        positive = self.timeout is None or self.timeout > 0
+        require(positive, "timeout", self.timeout, "must be null, which means none, or seconds above 0")
         fraction = 0 <= self.assumed_attackers < 1
         require(fraction, "assumed_attackers", self.assumed_attackers, "must be a fraction from 0 to below 1")
 

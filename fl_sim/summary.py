@@ -69,6 +69,9 @@ def summarise(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         "seconds": sum(event["seconds"] for event in rounds),
         "erasing_seconds": sum(event["seconds"] for event in curves.erasings),
     }
+    if any("refused" in event for event in rounds):
+        summary["refused"] = sum(event.get("refused", 0) for event in rounds)
+        summary["skipped"] = sum(event.get("skipped", False) for event in rounds)
     detections = [
         {key: value for key, value in e.items() if key != "event"} for e in events if e["event"] == "detection"
     ]

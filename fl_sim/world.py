@@ -28,6 +28,8 @@ from fl_sim.protocols import (
     Detector,
     Eraser,
     ErasingPolicy,
+    Fault,
+    Faults,
     Indices,
     Partition,
     Sampler,
@@ -35,7 +37,7 @@ from fl_sim.protocols import (
     Threat,
     Trigger,
 )
-from fl_sim.randomness import generator, numpy_generator
+from fl_sim.randomness import generator, numpy_generator, repeated
 from fl_sim.samples import Samples
 from fl_sim.schema import Settings
 
@@ -72,6 +74,7 @@ class Parts:
     eraser: Eraser | None
     erasing: ErasingPolicy
     detection: Detector | None
+    faults: Faults | None
     engine: Engine
     erasers: Mapping[str, Eraser]
     """Those that `fl-sim central` tries."""
@@ -130,6 +133,13 @@ class World:
 
     def samples_of(self, client: int) -> Samples:
         return self.train[torch.from_numpy(self.shares[client])]
+
+    def fault_of(self, client: int, round_: int, attempt: int) -> Fault:
+        """What goes wrong with a client's answer: the same for everyone who asks."""
+        if self.parts.faults is None:
+            return Fault()
+        seed = self.parts.settings.seeds.threat
+        return self.parts.faults.draw(generator(seed, "faults", client, round_, *repeated(attempt)))
 
 
 def populate(parts: Parts, device: torch.device) -> World:

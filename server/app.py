@@ -13,13 +13,15 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
+from fl_sim.acceptance import Refusal, Replies
 from fl_sim.build import Config, build, config_text, to_text, trackers_of, world_of
 from fl_sim.console import Progress
-from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
+from fl_sim.engines.records import TensorArray, by_reference, pack
+from fl_sim.engines.replies import read_replies
 from fl_sim.errors import RunError
 from fl_sim.execution import resume, start
 from fl_sim.folder import new_run_folder
-from fl_sim.protocols import State, Update
+from fl_sim.protocols import State
 from fl_sim.rounds import Federation, Order
 from fl_sim.world import World
 
@@ -44,7 +46,7 @@ def _federate(config: str, folder: Path, grid: Grid) -> None:
     world = world_of(config)
     settings = world.parts.settings
     with Progress(settings.rounds, title=settings.name) as progress:
-        Federation(world, GridExchange(grid), folder, [*trackers_of(config, folder), progress]).run()
+        Federation(world, GridExchange(grid, world), folder, [*trackers_of(config, folder), progress]).run()
 
 
 def _from_beginning_to_end(grid: Grid, run_config: Mapping[str, object]) -> None:
@@ -92,17 +94,21 @@ class Telling(Protocol):
 
 
 class GridExchange:
-    """Orders as Flower Messages: the i-th node in sorted order serves client i for the whole run."""
+    """Orders as Flower Messages: the i-th node in sorted order serves client i for the whole run.
 
-    def __init__(self, grid: Grid) -> None:
+    It is the network, too: what `faults=` makes of messages on their way, losing them, doubling them or bringing them
+    late on a simulated clock, happens here. What clients do themselves happens in the ClientApp.
+    """
+
+    def __init__(self, grid: Grid, world: World) -> None:
         self._grid = grid
+        self._world = world
         self._nodes = sorted(grid.get_node_ids())
         self._client_at = {node: client for client, node in enumerate(self._nodes)}
 
-    def train(
-        self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State
-    ) -> Mapping[int, Update | str]:
+    def train(self, round_: int, vector: Tensor, orders: Sequence[Order], briefing: State) -> Replies:
         array = TensorArray(vector)  # shared: only its container is made anew for each client
+        faults = {each.client: self._world.fault_of(each.client, round_, each.attempt) for each in orders}
         messages = [
             Message(
                 RecordDict(
@@ -117,9 +123,30 @@ class GridExchange:
                 group_id=str(round_),
             )
             for order in orders
+            if faults[order.client].kind != "silent"
         ]
-        replies = self._grid.send_and_receive(messages)
-        return {self._client_at[reply.metadata.src_node_id]: self._read(reply, vector) for reply in replies}
+        replies = self._grid.send_and_receive(messages, timeout=self._world.parts.settings.timeout) if messages else []
+        late, seconds = self._clock({client: fault.seconds for client, fault in faults.items()})
+        arrived = []
+        for reply in replies:
+            client = self._client_at.get(reply.metadata.src_node_id)
+            if client not in late:
+                arrived += [reply] * (2 if client in faults and faults[client].kind == "duplicate" else 1)
+        asked = [(order.client, round_, order.attempt) for order in orders if order.client not in late]
+        updates, refusals = read_replies(arrived, asked, self._client_at, vector)
+        refusals += [Refusal(client, "late", "the reply did not come before the deadline") for client in late]
+        refusals.sort(key=lambda refusal: -1 if refusal.client is None else refusal.client)
+        known = self._world.parts.faults
+        return Replies(updates, refusals, late if known is not None and known.comes_later else (), seconds)
+
+    def _clock(self, arrivals: Mapping[int, float | None]) -> tuple[list[int], float | None]:
+        """Who comes after the deadline, and how long the server waits: for the last, or until then."""
+        times = {client: seconds for client, seconds in arrivals.items() if seconds is not None}
+        deadline = None if self._world.parts.faults is None else self._world.parts.faults.deadline
+        if deadline is None:
+            return [], max(times.values(), default=None)
+        late = sorted(client for client, seconds in times.items() if seconds > deadline)
+        return late, deadline if late or len(times) < len(arrivals) else max(times.values())
 
     def private_states(self) -> Mapping[int, State]:
         return self._grid.private_states() if isinstance(self._grid, KeepsStates) else {}
@@ -130,15 +157,3 @@ class GridExchange:
 
     def facts(self) -> Mapping[str, int]:
         return self._grid.facts() if isinstance(self._grid, Telling) else {}
-
-    def _read(self, reply: Message, vector: Tensor) -> Update | str:
-        if reply.has_error():
-            return reply.error.reason or f"error {reply.error.code}"
-        metrics = reply.content.metric_records["metrics"]
-        return Update(
-            delta=to_tensor(reply.content.array_records["update"]["delta"], vector.device),
-            samples=int(metrics["num-examples"]),  # type: ignore[arg-type]
-            loss=float(metrics["loss"]),  # type: ignore[arg-type]
-            record=unpack(reply.content, vector.device) or None,
-            accuracy=float(metrics["accuracy"]) if "accuracy" in metrics else None,  # type: ignore[arg-type]
-        )

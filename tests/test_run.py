@@ -533,34 +533,53 @@ def no_number(token: str) -> None:
     raise AssertionError(token)
 
 
-AGGREGATORS = sorted(choices("aggregator", [conf_folder()]))
-
-
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_a_global_model_of_nan_is_survived(tmp_path: Path, aggregator: str) -> None:
-    """Divergence is a result: the run ends, with null where there is no number, and every line is valid JSON.
-
-    A rule that rejects every broken update keeps the model it had; the plain mean can't.
-    """
-    quick = NEEDS.get(aggregator, ())
-    folder = tiny.run(tmp_path / "run", *tiny.ERASING, "client.lr=1e30", f"aggregator={aggregator}", *quick)
+def test_clients_that_diverge_are_refused_and_the_model_stays(tmp_path: Path) -> None:
+    """Divergence is a result: the run ends, with null where there is no number, and every line is valid JSON."""
+    folder = tiny.run(tmp_path / "run", "client.lr=1e30")
     for text in [*(folder / "metrics.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]:
         json.loads(text, parse_constant=no_number)
-    last = tiny.events(folder, "round")[-1]
-    assert last["train_loss"] is None
-    assert 0 <= last["acc"] <= 1
-    [erasing] = tiny.events(folder, "erase")
-    if last["loss"] is None or aggregator in ("mean", "norm_clipping"):
-        assert last["loss"] is None
-        assert erasing["accepted"] is False
-    else:
-        assert math.isfinite(last["loss"])
+    rounds = tiny.events(folder, "round")
+    assert [(event["clients"], event["skipped"], event["train_loss"]) for event in rounds] == [(0, True, None)] * 3
+    assert all(event["refused"] == sum(event["refused_for"].values()) == 4 for event in rounds)
+    assert {reason for event in rounds for reason in event["refused_for"]} <= {"not_finite", "too_long"}
+    assert len({event["loss"] for event in rounds}) == 1
+    assert math.isfinite(rounds[0]["loss"])
     assert (folder / "done").exists()
+
+
+BROKEN_SERVER = "server_optimizer.lr=1e300"
+"""Sound updates, and a step of infinity times each."""
+
+
+def test_a_global_model_of_nan_is_survived(tmp_path: Path) -> None:
+    """What clients make of it is refused from then on, and no erasing helps."""
+    folder = tiny.run(tmp_path / "run", *tiny.ERASING, BROKEN_SERVER)
+    for text in [*(folder / "metrics.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]:
+        json.loads(text, parse_constant=no_number)
+    rounds = tiny.events(folder, "round")
+    assert [event["clients"] for event in rounds] == [4, 0, 0]
+    assert [event["loss"] for event in rounds] == [None] * 3
+    assert all(0 <= event["acc"] <= 1 for event in rounds)
+    [erasing] = tiny.events(folder, "erase")
+    assert erasing["accepted"] is False
+    assert (folder / "done").exists()
+
+
+@pytest.mark.parametrize("aggregator", sorted(choices("aggregator", [conf_folder()])))
+def test_every_rule_copes_with_what_is_left_of_a_cohort(tmp_path: Path, aggregator: str) -> None:
+    """With this seed one, two, three and no answers of four in its rounds: finite numbers, and nothing is aggregated
+    where nobody answered."""
+    thinned = ("faults=dropout", "faults.probability=0.5", "rounds=5", "seed=5")
+    folder = tiny.run(tmp_path / "run", *thinned, f"aggregator={aggregator}", *NEEDS.get(aggregator, ()))
+    rounds = tiny.events(folder, "round")
+    assert {0, 1, 2, 3} <= {event["clients"] for event in rounds}
+    assert all(event["skipped"] == (event["clients"] == 0) for event in rounds)
+    assert all(math.isfinite(event["loss"]) for event in rounds)
 
 
 def test_a_diverged_run_is_resumed_and_drawn(finished: Path, interrupted: Callable[..., Path]) -> None:
     """NaN in the checkpoint and null in the metrics stop neither (`finished`: this test draws)."""
-    folder = interrupted("_save", 2, "client.lr=1e30", after=True)
+    folder = interrupted("_save", 2, BROKEN_SERVER, after=True)
     execution.resume(folder)
     assert len(tiny.events(folder, "round")) == 3
     assert (folder / "curves.png").stat().st_size > 5_000
@@ -843,13 +862,13 @@ def test_two_processes_cannot_write_into_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_model_of_nans_is_given_no_attack_success(tmp_path: Path) -> None:
-    """A learning rate of 1e30 destroys the model; argmax of NaN is class 0, the target, which is no success.
+    """A server's rate of 1e300 destroys the model; argmax of NaN is class 0, the target, which is no success.
 
     And such a model is refused as a start.
     """
     folder = tmp_path / "run"
     folder.mkdir()
-    execution.start(build.compose_config([*tiny.TINY, "client.lr=1e30", "rounds=2"]), folder, [])
+    execution.start(build.compose_config([*tiny.TINY, BROKEN_SERVER, "rounds=2"]), folder, [])
     rounds = [event for event in tiny.events(folder) if event["event"] == "round"]
     assert [event["asr"] for event in rounds] == [None, None]
     with pytest.raises(ConfigError, match=r"init=.*NaN"):
@@ -871,20 +890,23 @@ def test_clients_without_samples_take_no_part(tmp_path: Path) -> None:
 
 
 def test_broken_batch_statistics_are_broken_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sound parameters and NaN in one client's statistics: the rule rejects it, and the global model stays sound."""
-    original = Federation._collect
+    """Sound parameters and NaN in one client's statistics: it is refused, and the global model stays sound."""
+    from clients.local.sgd import Sgd
 
-    def spoiled(self: Federation, t: int, cohort: list[int]) -> dict[int, Update]:
-        updates = original(self, t, cohort)
-        updates[min(updates)].delta[self._layout.parameters :] = float("nan")
-        return updates
+    original = Sgd.update
 
-    monkeypatch.setattr(Federation, "_collect", spoiled)
-    folder = tiny.run(tmp_path / "run", "aggregator=median", "attack=none")
+    def spoiled(self: Sgd, model: Any, samples: Any, ctx: Any) -> Update:
+        update = original(self, model, samples, ctx)
+        if ctx.client == 2:
+            update.delta[ctx.layout.parameters :] = float("nan")
+        return update
+
+    monkeypatch.setattr(Sgd, "update", spoiled)
+    folder = tiny.run(tmp_path / "run", "attack=none", "clients_per_round=6")
     for event in tiny.events(folder, "round"):
-        assert event["fpr"] == 1 / 4
-        assert event["loss"] is not None
+        assert (event["clients"], event["refused_for"]) == (5, {"not_finite": 1})
         assert math.isfinite(event["loss"])
+    assert {event["client"] for event in tiny.events(folder, "client_refused")} == {2}
 
 
 @pytest.mark.parametrize(("eraser", "remembers"), [(tiny.ERASING, False), ((), True)])
@@ -900,7 +922,7 @@ def test_an_erasing_ends_what_the_server_optimiser_remembers(
 @pytest.mark.parametrize("eraser", ["clp", "rnp", "linf"])
 def test_a_model_of_nan_is_not_even_given_to_the_eraser(tmp_path: Path, eraser: str) -> None:
     """Some can't do with it: singular values of NaN are an error."""
-    overrides = ("client.lr=1e30", f"eraser={eraser}", "erasing.rounds=2")
+    overrides = (BROKEN_SERVER, f"eraser={eraser}", "erasing.rounds=2")
     folder = tiny.run(tmp_path / "run", *overrides)
     [erasing] = tiny.events(folder, "erase")
     assert erasing["accepted"] is False

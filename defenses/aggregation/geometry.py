@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from fl_sim.acceptance import LONGEST
 from fl_sim.protocols import Aggregate, ServerContext, State
 
 ENTRIES = 1 << 22
@@ -17,10 +18,6 @@ ENTRIES = 1 << 22
 
 Rule = TypeVar("Rule")
 Method: TypeAlias = Callable[[Rule, Tensor, Tensor, State, ServerContext], Aggregate]
-
-
-LONGEST = 1e18
-"""Longer updates are taken for broken: squared distances between them, and sums of those, would overflow."""
 
 
 def column_parts(deltas: Tensor) -> Iterator[Tensor]:

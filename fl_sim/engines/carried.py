@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_sim.engines.flower import POLL_SECONDS, set_reason
-from fl_sim.engines.inprocess import copied, failed, same
+from fl_sim.engines.inprocess import a_reply, copied, failed, same
 from fl_sim.engines.records import pack, unpack
 from fl_sim.protocols import State
 
 PREFIX = "remembered:"
 """Begins the names of the records that hold a client's state."""
+
+EXPIRES = "expires"
+"""Names the record that says until when a message is of any use."""
 
 DIED = "<class 'ray.exceptions."
 """How the reason of an error reply begins that Flower's engine wrote because a worker had died."""
@@ -41,11 +44,14 @@ def call_with_state(app: ClientFunction, message: Message, run_config: Mapping[s
 
     An exception becomes an error reply, which carries none: the state counts successes only.
     """
+    expires = message.content.pop(EXPIRES, None)
+    if isinstance(expires, ConfigRecord) and time.time() > float(expires["at"]):  # type: ignore[arg-type]
+        return failed(TimeoutError("the order came when its round was over"), message)
     known = take_state(message.content)
     own = Context(context.run_id, context.node_id, context.node_config, copied(known), dict(run_config))
     try:
-        reply = app(message, own)
-    except Exception as error:
+        reply = a_reply(app(message, own))
+    except (Exception, SystemExit) as error:
         return failed(error, message)
     if reply.has_content() and not same(own.state, known):
         put_state(reply.content, own.state)
@@ -55,9 +61,10 @@ def call_with_state(app: ClientFunction, message: Message, run_config: Mapping[s
 class CarryingGrid(Grid):
     """A Flower Grid whose nodes forget: keeps its clients' states here, and sends each along with its orders."""
 
-    def __init__(self, grid: Grid, check: Callable[[], None]) -> None:
+    def __init__(self, grid: Grid, check: Callable[[], None], end_clients: Callable[[], None] = lambda: None) -> None:
         self._grid = grid
         self._check = check
+        self._end_clients = end_clients
         self._clients = {node: client for client, node in enumerate(sorted(grid.get_node_ids()))}
         self._states: dict[int, RecordDict] = {}
         self._changed: set[int] = set()
@@ -87,8 +94,15 @@ class CarryingGrid(Grid):
         return [self._received(reply) for reply in self._grid.pull_messages(list(message_ids))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """The replies in the messages' order; those that have not come in `timeout` seconds are left out."""
-        asked = list(self.push_messages(messages))
+        """The replies in the messages' order; those that have not come in `timeout` seconds are left out.
+
+        Their clients are ended, and orders that wait for a worker lapse: the next round would wait for both.
+        """
+        sent = list(messages)
+        if timeout is not None:
+            for message in sent:
+                message.content[EXPIRES] = ConfigRecord({"at": time.time() + timeout})
+        asked = list(self.push_messages(sent))
         until = time.monotonic() + (float("inf") if timeout is None else timeout)
         replies: dict[str, Message] = {}
         while len(replies) < len(asked) and time.monotonic() < until:
@@ -98,6 +112,8 @@ class CarryingGrid(Grid):
             replies |= found
             if not found:
                 time.sleep(POLL_SECONDS)
+        if len(replies) < len(asked):
+            self._end_clients()
         return [replies[name] for name in asked if name in replies]
 
     def private_states(self) -> dict[int, State]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -47,11 +47,26 @@ class Simulation:
 
     grid: Grid
     faults: SimpleQueue[BaseException] = field(repr=False)
+    pools: Sequence[Any] = field(default=(), repr=False)
+    """Flower's pools of Ray's workers."""
 
     def check(self) -> None:
         """Raise what the engine has stopped with, if it has."""
         if not self.faults.empty():
             raise self.faults.get()
+
+    def end_clients(self) -> None:
+        """End the workers that are at work; Ray starts them anew, and asks their clients once more."""
+        end_busy(self.pools, restart=True)
+
+
+def end_busy(pools: Sequence[Any], *, restart: bool) -> None:
+    """End those of Ray's workers in which a client is training, or hangs: there is no gentler way."""
+    import ray
+
+    for pool in pools if ray.is_initialized() else ():
+        for actor in list(pool._future_to_actor.values()):
+            ray.kill(actor, no_restart=not restart)
 
 
 @contextmanager
@@ -97,23 +112,27 @@ def simulation(
             finished.set()
 
     thread = threading.Thread(target=host, name="flower", daemon=True)
-    with silenced("flwr"), workers_ending_with_ray():
+    with silenced("flwr"), workers_ending_with_ray() as pools:
         thread.start()
         try:
-            yield _ready(grids, faults, nodes)
+            yield _ready(grids, faults, nodes, pools)
         finally:
             finished.set()
-            thread.join()
+            while thread.is_alive():  # Flower waits for every client that it has asked, for one that hangs too
+                end_busy(pools, restart=False)
+                thread.join(1.0)
 
 
-def _ready(grids: SimpleQueue[Grid], faults: SimpleQueue[BaseException], nodes: int) -> Simulation:
+def _ready(
+    grids: SimpleQueue[Grid], faults: SimpleQueue[BaseException], nodes: int, pools: Sequence[Any]
+) -> Simulation:
     """The simulation, as soon as all its nodes are there."""
     pause = threading.Event()
     while grids.empty() and faults.empty():
         pause.wait(POLL_SECONDS)
     if not faults.empty():
         raise faults.get()
-    found = Simulation(grids.get(), faults)
+    found = Simulation(grids.get(), faults, pools)
     while len(list(found.grid.get_node_ids())) < nodes:
         found.check()
         pause.wait(POLL_SECONDS)
@@ -121,20 +140,26 @@ def _ready(grids: SimpleQueue[Grid], faults: SimpleQueue[BaseException], nodes: 
 
 
 @contextmanager
-def workers_ending_with_ray() -> Iterator[None]:
-    """Leave it to Ray to end the workers when the connection closes.
+def workers_ending_with_ray() -> Iterator[list[Any]]:
+    """Leave it to Ray to end the workers when the connection closes; gives the pools of workers as they are made.
 
     Flower calls each worker's `terminate`, which Ray takes for a task that died, tries again, and prints of.
     """
     from flwr.simulation.ray_transport import ray_actor
 
     pool: Any = ray_actor.BasicActorPool
-    before = pool.terminate_all_actors
-    pool.terminate_all_actors = lambda _self: None
+    before, adding = pool.terminate_all_actors, pool.add_actors_to_pool
+    pools: list[Any] = []
+
+    def noted(self: Any, count: int) -> None:
+        pools.append(self)
+        adding(self, count)
+
+    pool.terminate_all_actors, pool.add_actors_to_pool = lambda _self: None, noted
     try:
-        yield
+        yield pools
     finally:
-        pool.terminate_all_actors = before
+        pool.terminate_all_actors, pool.add_actors_to_pool = before, adding
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class InProcessGrid(Grid):
         # The app works on a copy, so that one that fails half-way leaves its state as it was.
         context = Context(RUN_ID, node, {}, copied(known), dict(self._run_config))
         try:
-            reply = self._app(message, context)
-        except Exception as error:
+            reply = a_reply(self._app(message, context))
+        except (Exception, SystemExit) as error:
             reply = failed(error, message)
         else:
             if not same(context.state, known):
@@ -106,7 +106,14 @@ class InProcessGrid(Grid):
         return reply
 
 
-def failed(error: Exception, message: Message) -> Message:
+def a_reply(answer: object) -> Message:
+    """What a ClientApp returned, if it is a reply: a client that returns something else has failed."""
+    if not isinstance(answer, Message):
+        raise TypeError(f"the ClientApp returned {type(answer).__name__}, not a Message")
+    return answer
+
+
+def failed(error: BaseException, message: Message) -> Message:
     """The reply of a client that raised: its first line says what, the rest where."""
     reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)

@@ -76,6 +76,7 @@ class Ray:
     deterministic: bool = True
     server_app: str = "server.app:app"
     client_app: str = "clients.app:app"
+    can_time_out = True
 
     def __post_init__(self) -> None:
         usable = self.workers == "auto" or 1 <= self.workers <= 256
@@ -113,7 +114,7 @@ class Ray:
         # A worker that dies is started again, and what it was doing is tried once more.
         resources = {"num_cpus": self.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 1}
         with self._cluster(gpus), simulation(client, clients, resources, RUN_ID) as flower, self.computing():
-            grid = CarryingGrid(flower.grid, flower.check)
+            grid = CarryingGrid(flower.grid, flower.check, flower.end_clients)
             server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config)))
 
     def _workers_config(self, run_config: Mapping[str, str], gpus: float) -> dict[str, str]:

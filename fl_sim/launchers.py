@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from fl_sim import sweep
-from fl_sim.errors import ConfigError, require
+from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.packing import Slot, ThisMachine, how_many, slots
 from fl_sim.sweep import Job, Outcome, Placed, Running, View, Watch, WithFolder
 
 LAUNCHER = "hydra/launcher"
+SLURMS_PARALLELISM = 256
+"""Submitit's own default for `array_parallelism`."""
 LOOK = 1.0
 """Seconds between two looks at submitted jobs."""
 
@@ -31,7 +33,7 @@ class Launcher(Protocol):
     """Executes the runs of a sweep."""
 
     def at_once(self, jobs: Sequence[Job]) -> int:
-        """How many of these runs it executes at a time; 1: in this process, with their own words."""
+        """How many of these runs it executes at a time, at most."""
         ...
 
     def launch(self, jobs: Sequence[Job], command: str, guard: WithFolder, watch: Watch) -> Iterator[Outcome]:
@@ -102,7 +104,7 @@ class Joblib:
 
     def at_once(self, jobs: Sequence[Job]) -> int:
         cores = ThisMachine().cores
-        return max(2, self.n_jobs if self.n_jobs > 0 else cores + 1 + self.n_jobs)
+        return max(1, self.n_jobs if self.n_jobs > 0 else cores + 1 + self.n_jobs)
 
     def launch(self, jobs: Sequence[Job], command: str, guard: WithFolder, watch: Watch) -> Iterator[Outcome]:
         joblib = library("joblib", "joblib")
@@ -143,7 +145,7 @@ class Submitted:
         self.command = command
 
     def __call__(self, job: Job) -> Outcome:
-        return sweep.quietly(job, self.command, patient=True)
+        return sweep.execute(job, command=self.command, patient=True)
 
     def checkpoint(self, job: Job) -> Any:
         """Asked by submitit before it requeues: nothing is lost, as every round has left its checkpoint."""
@@ -172,10 +174,10 @@ class SubmititLocal:
         require(most is None or most >= 1, "array_parallelism", most, "must be 1 or more jobs at a time")
 
     def at_once(self, jobs: Sequence[Job]) -> int:
-        return max(2, self._limit())
-
-    def _limit(self) -> int:
         return self.array_parallelism or max(1, ThisMachine().cores // (self.cpus_per_task or 1))
+
+    def _handed_at_once(self, jobs: Sequence[Job]) -> int:
+        return self.at_once(jobs)
 
     def launch(self, jobs: Sequence[Job], command: str, guard: WithFolder, watch: Watch) -> Iterator[Outcome]:
         submitit = library("submitit", "submitit")
@@ -190,8 +192,11 @@ class SubmititLocal:
         executor = self._executor(submitit, next(iter(waiting.values())).folder.parent)
         try:
             while waiting or handed:
-                fitting = list(waiting)[: self._limit() - len(handed)]
-                handed |= self._submit(executor, {number: waiting.pop(number) for number in fitting}, command)
+                fitting = list(waiting)[: self._handed_at_once(jobs) - len(handed)]
+                try:
+                    handed |= self._submit(executor, {number: waiting.pop(number) for number in fitting}, command)
+                except (RuntimeError, OSError) as error:
+                    raise RunError(f"submitit can't queue the runs: {_last_line(error)}") from error
                 watch(under_way({number: each for number, (each, _) in handed.items()}))
                 for number in [number for number, (_, job) in handed.items() if job.done()]:
                     each, job = handed.pop(number)
@@ -211,8 +216,7 @@ class SubmititLocal:
             named = {key if key in shared else f"{self.cluster}_{key}": value for key, value in given.items()}
             executor.update_parameters(**named)
         except (RuntimeError, ValueError, NameError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(LAUNCHER, f"submitit_{self.cluster}", reason) from error
+            raise ConfigError(LAUNCHER, f"submitit_{self.cluster}", str(error).split("\n")[0]) from error
         return executor
 
     def _limits_of_requeueing(self) -> dict[str, Any]:
@@ -252,8 +256,11 @@ class SubmititSlurm(SubmititLocal):
     cluster = "slurm"
     own = ("submitit_folder", "max_num_timeout")
 
-    def _limit(self) -> int:
-        return 1_000_000  # Slurm keeps to `array_parallelism` itself
+    def at_once(self, jobs: Sequence[Job]) -> int:
+        return self.array_parallelism or SLURMS_PARALLELISM
+
+    def _handed_at_once(self, jobs: Sequence[Job]) -> int:
+        return len(jobs)  # Slurm keeps to `array_parallelism` itself
 
     def _limits_of_requeueing(self) -> dict[str, Any]:
         return {"slurm_max_num_timeout": self.max_num_timeout}
@@ -274,6 +281,10 @@ def _result(each: Placed, job: Any) -> Outcome:
         outcome: Outcome = job.result()
         return outcome
     except Exception as error:  # submitit's own kinds, and whatever the job's process ended with
-        last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        reason = f"job {job.job_id} ended as {job.state}: {last.strip()}; its log is {job.paths.stderr}"
+        reason = f"job {job.job_id} ended as {job.state}: {_last_line(error)}; its log is {job.paths.stderr}"
         return Outcome(tuple(each.job), f"failed: {reason}", complaint=f"fl-sim: {reason}", folder=each.folder)
+
+
+def _last_line(error: Exception) -> str:
+    """What a long story of another library comes to."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -296,13 +296,14 @@ def _heard(crew: Crew) -> list[Worker]:
 
 
 def _news(crew: Crew, worker: Worker, guard: Guard, machine: Machine) -> Iterator[Outcome]:
-    assert worker.running is not None
+    running = worker.running
+    assert running is not None
     try:
         while worker.line.poll():
             said = worker.line.recv()
             if isinstance(said, At):
                 worker.recorded = recorded(said.folder)
-                worker.running = replace(worker.running, folder=said.folder, rounds=said.rounds)
+                worker.running = running = replace(running, folder=said.folder, rounds=said.rounds)
                 continue
             if not said.outcome.busy and said.outcome.state != "found finished":
                 guard.note(machine.held(worker.process.pid)[1], said.gpu_peak)
@@ -312,7 +313,7 @@ def _news(crew: Crew, worker: Worker, guard: Guard, machine: Machine) -> Iterato
     except (EOFError, OSError):
         worker.process.join(timeout=10)
     if not worker.process.is_alive():
-        running, status = worker.running, worker.process.exitcode
+        status = worker.process.exitcode
         crew.dismiss(worker)
         reason = KILLED if status and status < 0 else f"a process ended with status {status}"
         yield Outcome(running.job, f"failed: {reason}", complaint=f"fl-sim: {reason}", folder=running.folder)

@@ -79,13 +79,15 @@ def _with_jobs(asked: Plan, flags: Mapping[str, str]) -> Plan:
 
 
 def _progress(asked: Plan, jobs: Sequence[Job], total: int, console: Console) -> SweepProgress:
+    from fl_sim.launchers import Basic
     from fl_sim.sweep_progress import SweepProgress
 
-    count = asked.launcher.at_once(jobs)
-    if count > 1:
+    count = min(asked.launcher.at_once(jobs), max(1, total))
+    side_by_side = count > 1 or not isinstance(asked.launcher, Basic)
+    if side_by_side:
         console.print(f"{total} runs, {count} at a time", soft_wrap=True)
     shared = frozenset.intersection(*(frozenset(job) for job in jobs)) if len(jobs) > 1 else frozenset[str]()
-    return SweepProgress(total, stream=sys.stdout, side_by_side=count > 1, shared=shared)
+    return SweepProgress(total, stream=sys.stdout, side_by_side=side_by_side, shared=shared)
 
 
 def _launched(

@@ -64,7 +64,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     sweeper = _constructed("sweeper", sections["sweeper"])
     words = [str(each.input_line) for each in runs]
     said = {each.key_or_group for each in runs}
-    words += [f"{key}={_text(value)}" for key, value in (sweeper.params or {}).items() if key not in said]
+    words += [f"{key}={value}" for key, value in (sweeper.params or {}).items() if key not in said]
     require(hasattr(launcher, "launch"), LAUNCHER, type(launcher).__name__, "is no launcher: it has no launch()")
     return Plan(words, launcher, sweeper if isinstance(sweeper, Search) else None)
 
@@ -87,20 +87,20 @@ def space(overrides: Sequence[str]) -> Space:
 def _dimension(key: str, override: Override) -> Dimension:
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        require(low is not None and high is not None and low < high, key, override.get_value_element_as_str(), "empty")
-        whole = isinstance(low, int) and isinstance(high, int)
+        low, high = value.start or 0, value.end or 0
+        require(low < high, key, _typed(override), "is empty")
         positive = "log" not in value.tags or low > 0
-        require(positive, key, override.get_value_element_as_str(), "what is searched by its logarithm begins above 0")
-        return Numbers(float(low or 0), float(high or 0), None, whole=whole, log="log" in value.tags)
+        require(positive, key, _typed(override), "what is searched by its logarithm begins above 0")
+        whole = isinstance(low, int) and isinstance(high, int)
+        return Numbers(float(low), float(high), None, whole=whole, log="log" in value.tags)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers = list(value.range())
-        require(bool(numbers), key, override.get_value_element_as_str(), "gives no value")
+        require(bool(numbers), key, _typed(override), "gives no value")
         whole = all(isinstance(each, int) for each in numbers)
         if whole or len(numbers) == 1:
             log = "log" in value.tags
             return Numbers(float(numbers[0]), float(numbers[-1]), None if log else float(value.step), whole, log)
-    require(not isinstance(value, Glob), key, override.get_value_element_as_str(), "can't be searched")
+    require(not isinstance(value, Glob), key, _typed(override), "can't be searched")
     return Choices(tuple(override.sweep_string_iterator()))
 
 
@@ -115,6 +115,8 @@ def _sections(parsed: Sequence[Override], ours: Sequence[Override]) -> dict[str,
     chosen, presets = list(searched), list(searched)
     for override in parsed:
         key, text = override.key_or_group, str(override.input_line)
+        if key.startswith("hydra.") and override not in ours:
+            build.check_choice(override, folders)
         if key in SECTIONS.values():
             group = key.removeprefix("hydra/")
             _check_choice(key, override.value(), list(build.choices(group, folders)))
@@ -131,7 +133,7 @@ def _sections(parsed: Sequence[Override], ours: Sequence[Override]) -> dict[str,
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         culprit = ours[-1] if ours else parsed[-1]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(culprit.key_or_group, culprit.get_value_element_as_str(), reason) from error
+        raise ConfigError(culprit.key_or_group, _typed(culprit), reason) from error
     found["sweeper"]["params"] = {**(found["sweeper"].get("params") or {}), **(params or {})}
     return dict(found)
 
@@ -155,14 +157,14 @@ def _set(sections: dict[str, dict[str, Any]], override: Override) -> None:
     key = override.key_or_group
     if key in SECTIONS.values():
         return
-    require(not override.is_sweep_override(), key, override.get_value_element_as_str(), "takes one value")
+    require(not override.is_sweep_override(), key, _typed(override), "takes one value")
     if key == SAMPLER:
         key = "hydra.sweeper.sampler.name"
     _, name, *path = key.split(".")
     section: Any = sections[name]
     for part in path[:-1]:
         section = section.setdefault(part, {})
-        require(isinstance(section, dict), key, override.get_value_element_as_str(), f"{part} has no keys of its own")
+        require(isinstance(section, dict), key, _typed(override), f"{part} has no keys of its own")
     section[path[-1]] = override.value()
 
 
@@ -175,6 +177,6 @@ def _constructed(name: str, section: dict[str, Any]) -> Any:
         raise error.within(f"hydra.{name}") from error
 
 
-def _text(value: object) -> str:
-    """A preset's values as they would be typed: `a,b`, `range(0,3)`, a list, a number."""
-    return ",".join(_text(each) for each in value) if isinstance(value, list) else str(value)
+def _typed(override: Override) -> str:
+    """An override's value as it was typed."""
+    return str(override.input_line).partition("=")[2]

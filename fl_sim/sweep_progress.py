@@ -130,7 +130,8 @@ class SweepProgress:
             return
         with self._lock:
             self._states[outcome.job] = outcome.state
-            if outcome.state != "found finished":
+            refused = outcome.summary is None and outcome.job not in self._first
+            if outcome.state != "found finished" and not refused:
                 self._worked += 1 - self._first.get(outcome.job, 0.0)
             running = [each for each in self._view.running if each.job != outcome.job]
             self._view = View(running, self._view.held_up)

@@ -1,0 +1,129 @@
+"""What each aggregation rule costs on 100 updates of 11 million parameters: seconds, and memory beside the stack.
+
+    python benchmarks/aggregators.py -o aggregators.json               # needs 12 GB
+    python benchmarks/aggregators.py --model cnn median krum           # a smaller model, two rules
+
+Each rule runs in a fresh process: two rounds, of which the second is timed, as rules with a memory do more in it.
+Memory is the process's peak beyond what it held with the stack made. Rules that train or test models do so on 200
+clean images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+SHAPE, CLASSES = (3, 32, 32), 10
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (the most since it was cleared) of this process, in bytes."""
+    return next(int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith(field))
+
+
+def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
+    """One rule, in this process."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from fl_sim.augment import Augment
+    from fl_sim.build import component, conf_folder
+    from fl_sim.layout import Layout
+    from fl_sim.models.classifier import build_classifier
+    from fl_sim.protocols import ServerContext
+    from fl_sim.samples import Samples
+    from fl_sim.training import fit
+
+    def section(group: str, choice: str) -> Any:
+        return OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{choice}.yaml"))
+
+    rng = torch.Generator().manual_seed(0)
+    new_model = partial(
+        build_classifier,
+        component("model", section("model", architecture)),
+        SHAPE,
+        CLASSES,
+        (0.5,) * 3,
+        (0.5,) * 3,
+        rng,
+    )
+    model = new_model()
+    layout = Layout.of(model)
+    images = torch.randint(0, 256, (200, *SHAPE), dtype=torch.uint8, generator=rng)
+    ctx = ServerContext(
+        round=1,
+        rng=rng,
+        device=torch.device("cpu"),
+        classes=CLASSES,
+        clients=tuple(range(clients)),
+        assumed_attackers=clients // 5,
+        layout=layout,
+        vector=layout.read(model),
+        clean=Samples(images, torch.arange(200) % CLASSES),
+        augment=Augment(),
+        new_model=new_model,
+        fit=fit,
+    )
+    # Noise that repeats within a row, shifted from row to row: drawing a billion numbers would take most of the time.
+    noise = 0.01 * torch.randn(1_000_003, generator=rng)
+    deltas = torch.empty(clients, layout.parameters)
+    for row in range(clients):
+        deltas[row] = noise.roll(997 * row).repeat(-(-layout.parameters // len(noise)))[: layout.parameters]
+    weights = torch.full((clients,), 1 / clients)
+    rule = component("aggregator", section("aggregator", name))
+    if CLEAR.exists():
+        CLEAR.write_text("5")
+    before = resident("VmRSS") if CLEAR.exists() else 0
+    first = rule.aggregate(deltas, weights, {}, ctx)
+    started, processor = time.perf_counter(), time.process_time()
+    rule.aggregate(deltas, weights, first.state, replace(ctx, round=2))
+    return {
+        "rule": name,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - processor,
+        "extra_over_stack": (resident("VmHWM") - before) / (deltas.numel() * 4) if CLEAR.exists() else None,
+        "stack_mib": deltas.numel() * 4 / (1 << 20),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rules", nargs="*", help="default: all but flower")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(one(chosen.rules[0], chosen.model, chosen.clients)))
+        return
+    from fl_sim.build import choices, conf_folder
+    from fl_sim.folder import provenance
+
+    rows: list[dict[str, Any]] = []
+    for name in chosen.rules or [each for each in choices("aggregator", [conf_folder()]) if each != "flower"]:
+        command = [sys.executable, __file__, name, "--one", "--model", chosen.model, "--clients", str(chosen.clients)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            rows.append({"rule": name, "failed": done.stderr.strip().splitlines()[-1] if done.stderr else "killed"})
+            print(f"{name:18s} failed: {rows[-1]['failed']}", flush=True)
+            continue
+        rows.append(row := json.loads(done.stdout.splitlines()[-1]))
+        extra = "" if row["extra_over_stack"] is None else f"{row['extra_over_stack']:6.2f} of the stack besides"
+        print(f"{name:18s} {row['seconds']:8.2f} s  {row['cpu_seconds']:8.2f} CPU s {extra}", flush=True)
+    if chosen.output:
+        about = provenance("cpu", {}, sys.argv) | {"cores": os.cpu_count(), "load_after": os.getloadavg()}
+        chosen.output.write_text(json.dumps({"about": about, "rules": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -123,6 +123,7 @@ def draw(curves: Curves, path: Path, identity: dict[str, Any]) -> None:
     room = _beside(axes, curves, last)
     axes.set_xlim(min(0.5, curves.rounds[0]), last + 0.02 * last + 0.5 + room)
     axes.set_xlabel("round")
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("share of test images")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -105,6 +105,26 @@ def test_replies_come_in_the_messages_order_and_late_ones_are_left_out(
     assert grid.send_and_receive(ray_apps.asked(grid, 1), timeout=0.05) == []
 
 
+def test_after_a_timeout_clients_are_ended_and_orders_that_still_wait_lapse(
+    forgetful: tuple[CarryingGrid, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next round would wait for them; an order that comes to a worker too late changes nothing."""
+    grid, carried = forgetful
+    ended: list[int] = []
+    impatient = CarryingGrid(grid._grid, lambda: None, lambda: ended.append(1))
+    assert ray_apps.sums(impatient.send_and_receive(ray_apps.asked(impatient, 1, 2, 3), timeout=60)) == [1, 2, 3]
+    assert ended == []
+    monkeypatch.setattr(impatient._grid, "pull_messages", lambda names: [])
+    assert impatient.send_and_receive(ray_apps.asked(impatient, 1), timeout=0.01) == []
+    assert ended == [1]
+    monkeypatch.undo()
+    assert [len(names) for names in carried[:3]] == [2, 2, 2]
+    assert impatient.send_and_receive(ray_apps.asked(impatient, 1, 2, 3), timeout=-1) == []
+    assert carried[-3:] == [[], [], []]
+    kept = {client: state["sum"] for client, state in impatient.private_states().items()}
+    assert kept == {0: 1, 1: 2, 2: 3}
+
+
 def test_a_fault_of_the_engine_ends_the_waiting(forgetful: tuple[CarryingGrid, list[list[str]]]) -> None:
     """Without it the server would wait for ever for replies that nobody works on."""
     grid, _ = forgetful

@@ -20,6 +20,7 @@ PREFIX = "remembered:"
 
 EXPIRES = "expires"
 """Names the record that says until when a message is of any use."""
+LAPSED = "the order came to a worker when its round was over"
 
 DIED = "<class 'ray.exceptions."
 """How the reason of an error reply begins that Flower's engine wrote because a worker had died."""
@@ -46,7 +47,7 @@ def call_with_state(app: ClientFunction, message: Message, run_config: Mapping[s
     """
     expires = message.content.pop(EXPIRES, None)
     if isinstance(expires, ConfigRecord) and time.time() > float(expires["at"]):  # type: ignore[arg-type]
-        return failed(TimeoutError("the order came when its round was over"), message)
+        return failed(TimeoutError(LAPSED), message)
     known = take_state(message.content)
     own = Context(context.run_id, context.node_id, context.node_config, copied(known), dict(run_config))
     try:
@@ -108,13 +109,14 @@ class CarryingGrid(Grid):
         while len(replies) < len(asked) and time.monotonic() < until:
             self._check()
             waiting = [name for name in asked if name not in replies]
-            found = {reply.metadata.reply_to_message_id: reply for reply in self.pull_messages(waiting)}
-            replies |= found
-            if not found:
+            pulled = {reply.metadata.reply_to_message_id: reply for reply in self.pull_messages(waiting)}
+            replies |= pulled
+            if not pulled:
                 time.sleep(POLL_SECONDS)
         if len(replies) < len(asked):
             self._end_clients()
-        return [replies[name] for name in asked if name in replies]
+        found = [replies[name] for name in asked if name in replies]
+        return [reply for reply in found if not (reply.has_error() and LAPSED in (reply.error.reason or ""))]
 
     def private_states(self) -> dict[int, State]:
         """What clients have remembered since the last call, by client."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from fl_sim.schema import META
 
-LEFT_OUT = ("event", "round", "epoch", "client_accs")
-"""Fields that say where, and one that has a number for each client: `client_acc` and `client_acc_min` stand for it."""
+LEFT_OUT = ("event", "round", "epoch", "client", "client_accs")
+"""Fields that say where or who, and one with a number for each client, whose mean and minimum are there."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _numbers(tag: str, value: object) -> Iterator[tuple[str, float]]:
 
 
 def mark(event: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What an event says in words, if it does: a heading and a sentence. Erasings, and clients that failed."""
+    """What an event says in words, if it does: a heading and a sentence. Erasings, and clients that came to nothing."""
     if event["event"] == "erase":
         change = ", ".join(
             f"{key.upper()} {_shown(event.get(f'{key}_before'))} → {_shown(event.get(key))}" for key in ("acc", "asr")
@@ -71,6 +71,8 @@ def mark(event: Mapping[str, Any]) -> tuple[str, str] | None:
         return "erasings", f"{event['eraser']}: {change}{refused}"
     if event["event"] == "client_failed":
         return "clients that failed", f"client {event['client']}: {event['reason']}"
+    if event["event"] == "client_refused":
+        return "updates refused", f"client {event['client']} ({event.get('kind')}): {event['reason']}"
     return None
 
 

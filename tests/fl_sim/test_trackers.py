@@ -80,6 +80,9 @@ def test_what_is_said_in_words() -> None:
     )
     failed = {"event": "client_failed", "round": 1, "client": 3, "reason": "ValueError: no"}
     assert mark(failed) == ("clients that failed", "client 3: ValueError: no")
+    assert points(**failed) == {}  # whose number it is makes no curve; how many were refused is in the round's own
+    refused = {"event": "client_refused", "round": 1, "client": 3, "kind": "norm", "reason": "too long"}
+    assert mark(refused) == ("updates refused", "client 3 (norm): too long")
     assert mark({"event": "round", "round": 1}) is None
 
 

@@ -107,6 +107,9 @@ def _launched(
                 tell(outcome.complaint)
             if not outcome.busy:
                 yield outcome
+    except KeyboardInterrupt:
+        tell("fl-sim: the same command goes on with what is left of the sweep")
+        raise
     finally:
         close = getattr(coming, "close", None)
         if close is not None:
@@ -140,17 +143,10 @@ def _searched(asked: Plan, search: Search, console: Console, guard: WithFolder) 
                 trials = study.ask(min(at_once, left))
                 left -= len(trials)
                 words = [study.words(trial) for trial in trials]
-                groups = [
-                    [
-                        [*sought.fixed, *(f"{key}={value}" for key, value in tried.items()), *repeat]
-                        for repeat in sought.repeats
-                    ]
-                    for tried in words
-                ]
-                jobs = list(dict.fromkeys(tuple(job) for group in groups for job in group))  # one may come twice
-                came = {
-                    each.job: each for each in _launched(asked, [list(job) for job in jobs], "run", guard, progress)
-                }
+                groups = [[[*sought.fixed, *_typed(tried), *repeat] for repeat in sought.repeats] for tried in words]
+                once = dict.fromkeys(tuple(job) for group in groups for job in group)  # a study may repeat itself
+                coming = _launched(asked, [list(job) for job in once], "run", guard, progress)
+                came = {outcome.job: outcome for outcome in coming}
                 every += came.values()
                 for trial, tried, group in zip(trials, words, groups, strict=True):
                     own = [came[tuple(job)] for job in group]

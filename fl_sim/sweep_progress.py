@@ -169,7 +169,9 @@ class SweepProgress:
             for stand in stands:
                 rows.add_row(Text(self._name(stand.job), overflow="ellipsis", no_wrap=True), Text(stand.words))
             lines: list[RenderableType] = [Text(self._totals(stands), style="bold")]
-            lines += [ProgressBar(total=self._jobs, completed=done, width=60), rows]
+            bar = Table.grid()  # alone it would not end its line
+            bar.add_row(ProgressBar(total=self._jobs, completed=done, width=60))
+            lines += [bar, rows]
             lines += [Text(f"waiting: {self._view.held_up}")] if self._view.held_up is not None else []
             failed = [job for job, state in self._states.items() if state.startswith("failed")]
             lines += [Text(f"failed: {self._name(job)}", style="red") for job in failed[-5:]]

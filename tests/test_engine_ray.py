@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from fl_sim import execution
 from fl_sim.build import compose_config
 from fl_sim.cli import main
 from fl_sim.engines.carried import DEATH, DIED, PREFIX, CarryingGrid, call_with_state, put_state, take_state
+from fl_sim.engines.flower import STARTING, Workers
 from fl_sim.engines.inprocess import InProcessGrid, failed
 from fl_sim.engines.ray import FOLDER, Ray
 from fl_sim.engines.records import pack, unpack
@@ -123,6 +125,26 @@ def test_after_a_timeout_clients_are_ended_and_orders_that_still_wait_lapse(
     assert carried[-3:] == [[], [], []]
     kept = {client: state["sum"] for client, state in impatient.private_states().items()}
     assert kept == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_worker_that_never_answered_is_given_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended at its first missed timeout it would start again and again; one that has answered is ended at once."""
+    killed: list[tuple[str, bool]] = []
+    fake = SimpleNamespace(
+        kill=lambda actor, no_restart: killed.append((actor, no_restart)), is_initialized=lambda: True
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    workers = Workers(pools=[SimpleNamespace(_future_to_actor={1: "started", 2: "starting"})])
+    workers.note("started")
+    workers.give_up()
+    assert killed == [("started", False)]
+    for _ in range(STARTING - 2):  # the first is one that starts now, too
+        workers.give_up()
+    assert killed == [("started", False)]
+    workers.give_up()
+    assert killed[1:] == [("starting", False)]
+    workers.end()
+    assert killed[2:] == [("started", True), ("starting", True)]
 
 
 def test_a_fault_of_the_engine_ends_the_waiting(forgetful: tuple[CarryingGrid, list[list[str]]]) -> None:

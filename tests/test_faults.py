@@ -100,13 +100,24 @@ def test_whatever_a_client_does_costs_only_its_own_update(tmp_path: Path, engine
 
 
 @pytest.mark.parametrize("marked", [pytest.param("ray", marks=RAY)])
-def test_a_client_that_hangs_is_not_waited_for(tmp_path: Path, marked: str) -> None:
-    """Under Ray: after `timeout` seconds the round goes on without it, the next one has all workers, the run ends.
+def test_a_client_that_hangs_is_not_waited_for(tmp_path: Path, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Ray: when `timeout` is over, the round goes on without it, the next one has all clients, the run ends.
 
-    The timeout is long because the workers' start, in the first round, counts too.
+    The first round has all the time it needs, because the workers' start would count.
     """
-    words = ("clients=4", "clients_per_round=4", "attack=none", "timeout=200", "engine.workers=2")
+    from fl_sim.engines.carried import CarryingGrid
+
+    original = CarryingGrid.send_and_receive
+    timeouts: list[float | None] = []
+
+    def patient(self: CarryingGrid, messages: Any, *, timeout: float | None = None) -> list[Message]:
+        timeouts.append(timeout)
+        return original(self, messages, timeout=timeout if len(timeouts) > 1 else None)
+
+    monkeypatch.setattr(CarryingGrid, "send_and_receive", patient)
+    words = ("clients=4", "clients_per_round=4", "attack=none", "timeout=60", "engine.workers=2")
     folder = tiny.run(tmp_path / "run", *words, "engine=ray", "+engine.client_app=misbehaving:hanging")
+    assert timeouts == [60.0] * 3
     assert [event["clients"] for event in rounds(folder)] == [4, 3, 4]
     assert rounds(folder)[1]["refused_for"] == {"no_reply": 1}
     assert (folder / "done").exists()

@@ -62,10 +62,10 @@ def call_with_state(app: ClientFunction, message: Message, run_config: Mapping[s
 class CarryingGrid(Grid):
     """A Flower Grid whose nodes forget: keeps its clients' states here, and sends each along with its orders."""
 
-    def __init__(self, grid: Grid, check: Callable[[], None], end_clients: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, grid: Grid, check: Callable[[], None], give_up: Callable[[], None] = lambda: None) -> None:
         self._grid = grid
         self._check = check
-        self._end_clients = end_clients
+        self._give_up = give_up
         self._clients = {node: client for client, node in enumerate(sorted(grid.get_node_ids()))}
         self._states: dict[int, RecordDict] = {}
         self._changed: set[int] = set()
@@ -97,7 +97,7 @@ class CarryingGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies in the messages' order; those that have not come in `timeout` seconds are left out.
 
-        Their clients are ended, and orders that wait for a worker lapse: the next round would wait for both.
+        What they have begun is given up, and orders that wait for a worker lapse: the next round would wait for both.
         """
         sent = list(messages)
         if timeout is not None:
@@ -114,7 +114,7 @@ class CarryingGrid(Grid):
             if not pulled:
                 time.sleep(POLL_SECONDS)
         if len(replies) < len(asked):
-            self._end_clients()
+            self._give_up()
         found = [replies[name] for name in asked if name in replies]
         return [reply for reply in found if not (reply.has_error() and LAPSED in (reply.error.reason or ""))]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -18,6 +19,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1
 POLL_SECONDS = 0.01
+STARTING = 10
+"""Timeouts that a worker may miss before its first answer."""
 
 
 def identify(run_id: int) -> None:
@@ -41,32 +44,61 @@ def set_reason(message: Message, reason: str) -> None:
     message.error.__dict__["_reason"] = reason
 
 
+@dataclass
+class Workers:
+    """Ray's workers in Flower's pools, as far as one must know them to end those in which a client hangs."""
+
+    pools: list[Any] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+    """Those that have answered since they were started: until then a worker may be starting still."""
+    missed: Counter[int] = field(default_factory=Counter)
+
+    def give_up(self) -> None:
+        """End the workers that should have answered by now; Ray starts them anew, and asks their clients once more.
+
+        One that has never answered is given time to start, or it would never come to an answer.
+        """
+        for actor in self._busy():
+            self.missed[id(actor)] += 1
+            if id(actor) in self.answered or self.missed[id(actor)] >= STARTING:
+                self._end(actor, restart=True)
+
+    def end(self) -> None:
+        """End the workers that are at work; there is no gentler way."""
+        for actor in self._busy():
+            self._end(actor, restart=False)
+
+    def note(self, actor: Any) -> None:
+        """A worker has answered."""
+        self.answered.add(id(actor))
+        self.missed.pop(id(actor), None)
+
+    def _busy(self) -> list[Any]:
+        import ray
+
+        # Without the check, Ray's functions would start a Ray of their own.
+        return [actor for pool in self.pools for actor in list(pool._future_to_actor.values()) if ray.is_initialized()]
+
+    def _end(self, actor: Any, *, restart: bool) -> None:
+        import ray
+
+        ray.kill(actor, no_restart=not restart)
+        self.answered.discard(id(actor))
+        self.missed.pop(id(actor), None)
+
+
 @dataclass(frozen=True)
 class Simulation:
     """Flower's simulation engine at work in threads of this process, its workers elsewhere."""
 
     grid: Grid
     faults: SimpleQueue[BaseException] = field(repr=False)
-    pools: Sequence[Any] = field(default=(), repr=False)
-    """Flower's pools of Ray's workers."""
+    workers: Workers
 
     def check(self) -> None:
         """Raise what the engine has stopped with, if it has."""
         if not self.faults.empty():
             raise self.faults.get()
-
-    def end_clients(self) -> None:
-        """End the workers that are at work; Ray starts them anew, and asks their clients once more."""
-        end_busy(self.pools, restart=True)
-
-
-def end_busy(pools: Sequence[Any], *, restart: bool) -> None:
-    """End those of Ray's workers in which a client is training, or hangs: there is no gentler way."""
-    import ray
-
-    for pool in pools if ray.is_initialized() else ():
-        for actor in list(pool._future_to_actor.values()):
-            ray.kill(actor, no_restart=not restart)
 
 
 @contextmanager
@@ -112,27 +144,25 @@ def simulation(
             finished.set()
 
     thread = threading.Thread(target=host, name="flower", daemon=True)
-    with silenced("flwr"), workers_ending_with_ray() as pools:
+    with silenced("flwr"), workers_ending_with_ray() as workers:
         thread.start()
         try:
-            yield _ready(grids, faults, nodes, pools)
+            yield _ready(grids, faults, nodes, workers)
         finally:
             finished.set()
             while thread.is_alive():  # Flower waits for every client that it has asked, for one that hangs too
-                end_busy(pools, restart=False)
+                workers.end()
                 thread.join(1.0)
 
 
-def _ready(
-    grids: SimpleQueue[Grid], faults: SimpleQueue[BaseException], nodes: int, pools: Sequence[Any]
-) -> Simulation:
+def _ready(grids: SimpleQueue[Grid], faults: SimpleQueue[BaseException], nodes: int, workers: Workers) -> Simulation:
     """The simulation, as soon as all its nodes are there."""
     pause = threading.Event()
     while grids.empty() and faults.empty():
         pause.wait(POLL_SECONDS)
     if not faults.empty():
         raise faults.get()
-    found = Simulation(grids.get(), faults, pools)
+    found = Simulation(grids.get(), faults, workers)
     while len(list(found.grid.get_node_ids())) < nodes:
         found.check()
         pause.wait(POLL_SECONDS)
@@ -140,26 +170,33 @@ def _ready(
 
 
 @contextmanager
-def workers_ending_with_ray() -> Iterator[list[Any]]:
-    """Leave it to Ray to end the workers when the connection closes; gives the pools of workers as they are made.
+def workers_ending_with_ray() -> Iterator[Workers]:
+    """Leave it to Ray to end the workers when the connection closes; gives the workers as they come.
 
     Flower calls each worker's `terminate`, which Ray takes for a task that died, tries again, and prints of.
     """
     from flwr.simulation.ray_transport import ray_actor
 
     pool: Any = ray_actor.BasicActorPool
-    before, adding = pool.terminate_all_actors, pool.add_actors_to_pool
-    pools: list[Any] = []
+    before = pool.terminate_all_actors, pool.add_actors_to_pool, pool.fetch_result_and_return_actor_to_pool
+    workers = Workers()
 
-    def noted(self: Any, count: int) -> None:
-        pools.append(self)
-        adding(self, count)
+    def added(self: Any, count: int) -> None:
+        workers.pools.append(self)
+        before[1](self, count)
 
-    pool.terminate_all_actors, pool.add_actors_to_pool = lambda _self: None, noted
+    def fetched(self: Any, future: Any) -> Any:
+        actor = self._future_to_actor[future]
+        result = before[2](self, future)
+        workers.note(actor)
+        return result
+
+    pool.terminate_all_actors = lambda _self: None
+    pool.add_actors_to_pool, pool.fetch_result_and_return_actor_to_pool = added, fetched
     try:
-        yield pools
+        yield workers
     finally:
-        pool.terminate_all_actors, pool.add_actors_to_pool = before, adding
+        pool.terminate_all_actors, pool.add_actors_to_pool, pool.fetch_result_and_return_actor_to_pool = before
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class Ray:
         # A worker that dies is started again, and what it was doing is tried once more.
         resources = {"num_cpus": self.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 1}
         with self._cluster(gpus), simulation(client, clients, resources, RUN_ID) as flower, self.computing():
-            grid = CarryingGrid(flower.grid, flower.check, flower.end_clients)
+            grid = CarryingGrid(flower.grid, flower.check, flower.workers.give_up)
             server(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config)))
 
     def _workers_config(self, run_config: Mapping[str, str], gpus: float) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The tables of central_cifar10.md, from the folders of its runs.
 
-    python docs/results/central_cifar10.py FOLDER...       # every finished `fl-sim central` run below them
+    python docs/results/central_cifar10.py FOLDER...           # every finished `fl-sim central` run below them
+    python docs/results/central_cifar10.py --clean FOLDER...   # what a clean model makes of each run's stamped images
 
 A cell is ACC / ASR in percent, the mean over the seeds that there are; ± is half the distance between the lowest and
 the highest, and the number of seeds stands in brackets where it is not one.
@@ -15,6 +16,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
+
+from fl_sim.build import to_text, world_of
+from fl_sim.central import Both, cached_clean, cached_victim, victims_of
+from fl_sim.metrics import evaluate
 
 TRIGGERS = ("badnets", "trojan", "blend", "cl", "sig", "refool")
 
@@ -60,7 +65,30 @@ def show(scores: Scores, seconds: dict[Cell, list[float]]) -> None:
         print(f"| {method} | {' | '.join(cells)} | {sum(took) / max(len(took), 1):.0f} |")
 
 
+def unpoisoned(folders: Iterable[Path]) -> None:
+    """The floor of ASR: how often a model that was trained alike on clean data answers the target class."""
+    for done in sorted(path for folder in folders for path in folder.rglob("done")):
+        config = yaml.safe_load((done.parent / "config.yaml").read_text())
+        world = world_of(to_text(config))
+        settings = world.parts.settings
+        plan, victims = settings.central.against(world.backdoor.goal.rule), victims_of(settings)
+        model, _ = cached_clean(world, plan, config, victims)
+        backdoor = world.backdoor
+        if backdoor.needs_workshop:  # the trigger as its victim has it
+            decided = {"poison_rate": plan.poison_rate, "clean_label_rate": None}
+            named = {**config, "central": {**config["central"], **decided}} if plan != settings.central else config
+            backdoor = backdoor.recalling(cached_victim(world, plan, Both(), named, victims).record)
+        score = evaluate(model.eval(), world.test, backdoor)
+        name = f"{config['choices']['trigger']}, seed {config['seed']}"
+        print(f"{name}: ACC {score.acc:.3f}, ASR {score.asr:.3f}, RA {score.ra:.3f}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    show(*measured(parser.parse_args().folders))
+    parser.add_argument("--clean", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.clean:
+        unpoisoned(chosen.folders)
+    else:
+        show(*measured(chosen.folders))

@@ -42,6 +42,7 @@ def launched(cwd: Path, capsys: Capture, *command: str) -> None:
     assert capsys.readouterr().out.count("│ found finished") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_joblib(cwd: Path, capsys: Capture) -> None:
     """Real processes of joblib's."""

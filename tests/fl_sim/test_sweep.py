@@ -148,6 +148,7 @@ def test_a_run_that_another_is_at_comes_last_and_is_not_done_twice(cwd: Path) ->
     assert next(coming, None) is None
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_folder_share_the_work(cwd: Path, capsys: Capture) -> None:
     """Two processes with the same command at the same time: both end well, each run was made once, by one of them."""
     other = started(cwd, *words(4, "rounds=6"))
@@ -229,15 +230,16 @@ def test_a_killed_process_is_one_failed_run_and_the_others_go_on(cwd: Path) -> N
     def watch(view: View) -> None:
         at_work = [each for each in view.running if each.job == victim and each.folder is not None]
         if not killed and at_work and last_event(at_work[0].folder or Path()) is not None:
-            [process] = multiprocessing.active_children()
+            [process] = [each for each in multiprocessing.active_children() if each not in others]
             killed.append(process.pid or 0)
             os.kill(killed[0], signal.SIGKILL)
 
+    others = multiprocessing.active_children()  # whatever an earlier test of this process has left
     found = {each.job: each for each in side_by_side([list(victim), job(1)], 1, watch=watch)}
     assert "the same command goes on" in found[victim].complaint
     assert found[victim].state.startswith("failed: a process was killed")
     assert found[tuple(job(1))].state == "finished"
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 # What is told ---------------------------------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ def test_every_network_that_can_be_stacked(architecture: Architecture) -> None:
     both(lambda: jobs_of((5, 1, 3), architecture, epochs=1, batch_size=4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_a_lone_sample_on_a_single_position_is_normalised_as_alone() -> None:
     """It has no variance: its running statistics serve and stay as they are; padded beside others, and by itself."""

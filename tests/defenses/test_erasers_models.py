@@ -12,12 +12,15 @@ from toys import server_context, small_model, spotted, weights_of
 from fl_sim.build import choices, component, conf_folder
 from fl_sim.errors import ConfigError
 from fl_sim.layout import Layout
+from fl_sim.metrics import refusal
 from fl_sim.models.classifier import Classifier
 
 ERASERS = {name: path for name, path in choices("eraser", [conf_folder()]).items() if name != "none"}
 NETWORKS = ("cnn", "resnet18", "preact_resnet18", "wrn_16_1", "vgg11_bn", "vit_tiny")
 REFUSED = {(name, "vit_tiny") for name in ("anp", "bna", "clp", "linf", "rnp", "robust_kd")}
 """What needs convolutions, batch normalisation or a layer after each tap; everything else must work."""
+MAY_DIVERGE = {("id3", "vgg11_bn")}
+"""Its loss is relative to the teacher's features, and those of a fresh VGG are next to zero; the server refuses it."""
 COVERED = {(eraser, ("cnn", "wrn_16_1")[index % 2]) for index, eraser in enumerate(ERASERS)} | REFUSED
 """What is not slow: each eraser on one of the two small networks."""
 
@@ -55,9 +58,9 @@ def test_every_eraser_works_on_every_network_or_says_that_it_does_not(eraser: st
     """The same layout, finite weights, the input untouched; a refusal is one line and comes from `check_model`."""
     part, victim, clean = component("eraser", shortened(eraser)), network(model), spotted(24)
     if (eraser, model) in REFUSED:
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(ConfigError) as complaint:
             part.check_model(victim)
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(complaint.value)
         return
     if hasattr(part, "check_model"):
         part.check_model(victim)
@@ -65,5 +68,8 @@ def test_every_eraser_works_on_every_network_or_says_that_it_does_not(eraser: st
     erased, _ = part.erase(victim, clean, {}, server_context(victim, clean))
     assert torch.equal(weights_of(victim), before)
     assert Layout.of(erased) == Layout.of(victim)
+    if (eraser, model) in MAY_DIVERGE and not torch.isfinite(weights_of(erased)).all():
+        assert refusal(victim, erased, clean, 0.0) is not None
+        return
     assert torch.isfinite(weights_of(erased)).all()
     assert erased.taps == victim.taps

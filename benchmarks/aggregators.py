@@ -21,13 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storing import store
+
 SHAPE, CLASSES = (3, 32, 32), 10
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (the most since it was cleared) of this process, in bytes."""
-    return next(int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith(field))
 
 
 def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
@@ -39,6 +35,7 @@ def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
     from fl_sim.build import component, conf_folder
     from fl_sim.layout import Layout
     from fl_sim.models.classifier import build_classifier
+    from fl_sim.packing import ThisMachine, forget_peak
     from fl_sim.protocols import ServerContext
     from fl_sim.samples import Samples
     from fl_sim.training import fit
@@ -80,9 +77,8 @@ def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
         deltas[row] = noise.roll(997 * row).repeat(-(-layout.parameters // len(noise)))[: layout.parameters]
     weights = torch.full((clients,), 1 / clients)
     rule = component("aggregator", section("aggregator", name))
-    if CLEAR.exists():
-        CLEAR.write_text("5")
-    before = resident("VmRSS") if CLEAR.exists() else 0
+    forget_peak()
+    before, _ = ThisMachine().held(os.getpid())
     first = rule.aggregate(deltas, weights, {}, ctx)
     started, processor = time.perf_counter(), time.process_time()
     rule.aggregate(deltas, weights, first.state, replace(ctx, round=2))
@@ -90,7 +86,7 @@ def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
         "rule": name,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - processor,
-        "extra_over_stack": (resident("VmHWM") - before) / (deltas.numel() * 4) if CLEAR.exists() else None,
+        "extra_over_stack": (ThisMachine().held(os.getpid())[1] - before) / (deltas.numel() * 4) if before else None,
         "stack_mib": deltas.numel() * 4 / (1 << 20),
     }
 
@@ -107,7 +103,6 @@ def main() -> None:
         print(json.dumps(one(chosen.rules[0], chosen.model, chosen.clients)))
         return
     from fl_sim.build import choices, conf_folder
-    from fl_sim.folder import provenance
 
     rows: list[dict[str, Any]] = []
     for name in chosen.rules or [each for each in choices("aggregator", [conf_folder()]) if each != "flower"]:
@@ -120,9 +115,7 @@ def main() -> None:
         rows.append(row := json.loads(done.stdout.splitlines()[-1]))
         extra = "" if row["extra_over_stack"] is None else f"{row['extra_over_stack']:6.2f} of the stack besides"
         print(f"{name:18s} {row['seconds']:8.2f} s  {row['cpu_seconds']:8.2f} CPU s {extra}", flush=True)
-    if chosen.output:
-        about = provenance("cpu", {}, sys.argv) | {"cores": os.cpu_count(), "load_after": os.getloadavg()}
-        chosen.output.write_text(json.dumps({"about": about, "rules": rows}, indent=2) + "\n")
+    store(chosen.output, rules=rows)
 
 
 if __name__ == "__main__":

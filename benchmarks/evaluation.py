@@ -9,18 +9,15 @@ is a loop over the same batches. Both are timed in turn, on the processor's cloc
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from storing import store
 
 from fl_sim.build import compose_config, to_text, world_of
-from fl_sim.folder import provenance
 from fl_sim.metrics import evaluate
 
 CASES = {
@@ -53,7 +50,8 @@ def measured(overrides: list[str], repeats: int) -> dict[str, float]:
     def scored() -> None:
         evaluate(model, world.test, world.backdoor)
 
-    plain(), scored()  # what is allocated once is not counted
+    plain()  # what is allocated once is not counted
+    scored()
     pairs = [(spent(scored), spent(plain)) for _ in range(repeats)]
     return {
         "scoring": statistics.median(each for each, _ in pairs),
@@ -73,9 +71,7 @@ def main() -> None:
     for name, overrides in CASES.items():
         result[name] = found = measured(overrides, chosen.repeats)
         print(f"{name:10s} ACC and ASR on {found['images']} images: {found['ratio']:.2f} forward passes", flush=True)
-    if chosen.output:
-        about = provenance("cpu", {}, sys.argv) | {"cores": os.cpu_count(), "load_after": os.getloadavg()}
-        chosen.output.write_text(json.dumps({"about": about, "cases": result}, indent=2) + "\n")
+    store(chosen.output, cases=result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ that it held. Within a table only what the table is about changes:
 population   10 of 100 to 100,000 clients a round, 4 samples each: a round should cost the same, and memory should grow
              by the data alone
 cohort       10 to 1,000 of 1,000 clients a round: seconds a client should stay the same
-model        5 clients a round, a wide ResNet of 0.2 to 27 million parameters on 8×8 images
+model        5 clients a round, a wide ResNet of 0.2 to 25 million parameters on 8×8 images
 rounds       500 rounds: the last hundred beside the first
 """
 
@@ -24,6 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from storing import store
 
 QUIET = ["attack=none", "eraser=none", "erasing=never", "eval.every=1000", "checkpoint.every=1000", "data=synthetic"]
 SMALL = ["data.image_size=8", "data.channels=1", "data.test_samples=100", "data.augment.crop=0", "partition=iid"]
@@ -125,11 +127,7 @@ def main() -> None:
         name: tables[name](chosen.most) if name in ("population", "cohort") else tables[name]()  # type: ignore[operator]
         for name in chosen.tables or tables
     }
-    if chosen.output:
-        from fl_sim.folder import provenance
-
-        about = provenance("cpu", {}, sys.argv) | {"cores": os.cpu_count(), "load_after": os.getloadavg()}
-        chosen.output.write_text(json.dumps({"about": about, "tables": result}, indent=2) + "\n")
+    store(chosen.output, tables=result)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A fault is drawn for each client and round, so that a seed repeats, whatever the
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,8 +22,8 @@ TOO_LONG = 1e20
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Clients that never answer: each with this probability in each round; they do not train either."""
+class Sudden(ABC):
+    """What faults without a clock share: each client with this probability in each round."""
 
     probability: float = 0.1
     deadline = None
@@ -32,39 +33,40 @@ class Dropout:
         _check_probability("probability", self.probability)
 
     def draw(self, rng: Generator) -> Fault:
-        return Fault("silent" if _uniform(rng) < self.probability else None)
+        return self._fault(rng) if _uniform(rng) < self.probability else Fault()
+
+    @abstractmethod
+    def _fault(self, rng: Generator) -> Fault: ...
 
 
 @dataclass(frozen=True)
-class Crashes:
-    """Clients that raise instead of training: each with this probability in each round."""
+class Dropout(Sudden):
+    """Clients that never answer; they do not train either."""
 
-    probability: float = 0.1
-    deadline = None
-    comes_later = False
-
-    def __post_init__(self) -> None:
-        _check_probability("probability", self.probability)
-
-    def draw(self, rng: Generator) -> Fault:
-        return Fault("crash" if _uniform(rng) < self.probability else None)
+    def _fault(self, rng: Generator) -> Fault:
+        return Fault("silent")
 
 
 @dataclass(frozen=True)
-class Garbage:
-    """Clients that train and answer with what can't be used: each with this probability, all `kinds` alike."""
+class Crashes(Sudden):
+    """Clients that raise instead of training."""
 
-    probability: float = 0.1
+    def _fault(self, rng: Generator) -> Fault:
+        return Fault("crash")
+
+
+@dataclass(frozen=True)
+class Garbage(Sudden):
+    """Clients that train and answer with what can't be used, all `kinds` alike."""
+
     kinds: tuple[Garbled, ...] = KINDS
-    deadline = None
-    comes_later = False
 
     def __post_init__(self) -> None:
-        _check_probability("probability", self.probability)
+        super().__post_init__()
         _check_kinds(self.kinds)
 
-    def draw(self, rng: Generator) -> Fault:
-        return Fault(_one_of(self.kinds, rng) if _uniform(rng) < self.probability else None)
+    def _fault(self, rng: Generator) -> Fault:
+        return Fault(_one_of(self.kinds, rng))
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,11 @@ def train_victim(
     rng = generator(world.parts.settings.seeds.train, "central", "victim")
     backdoor, record, workshop = world.backdoor, dict[str, Any](), None
     if backdoor.needs_workshop:
-        teacher = world.initial_model()
         if backdoor.uses_model:
             teacher, learning = train_clean(world, plan) if clean is None else clean()
             started = time.perf_counter()
+        else:
+            teacher = world.initial_model()
         workshop = Workshop(teacher.eval().requires_grad_(False), backdoor.goal, backdoor.classes, rng, 0, 1)
         if isinstance(backdoor.trigger, Learned):
             record = dict(backdoor.trigger.learn(samples, workshop))
@@ -148,6 +149,16 @@ def _train(model: Classifier, samples: Samples, world: World, plan: Central, fit
     data, layout = world.parts.data, world.layout
     ctx = ClientContext(0, 0, rng, data.facts.classes, layout, layout.read(model), data.augment, fit_)
     replace(client, **changes).update(model, samples, ctx)
+
+
+def planned(config: Mapping[str, Any], world: World) -> tuple[Central, Mapping[str, Any]]:
+    """How a run's victim is trained, and the configuration that names it: with the one poison rate that counts."""
+    asked = world.parts.settings.central
+    plan = asked.against(world.backdoor.goal.rule)
+    if plan == asked:
+        return plan, config
+    rates = {"poison_rate": plan.poison_rate, "clean_label_rate": None}
+    return plan, {**config, "central": {**config["central"], **rates}}
 
 
 def cached_victim(world: World, plan: Central, tracker: Tracker, config: Mapping[str, Any], folder: Path) -> Victim:
@@ -242,7 +253,7 @@ def _hashed(decisive: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerContext:
+def server_context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerContext:
     """What a server knows that holds this model and has no clients."""
     return ServerContext(
         round=0,
@@ -266,7 +277,7 @@ def try_eraser(
     """Erase a copy of the victim and try the detectors on it; logs and returns an `erase` event, and the model."""
     backdoor = world.backdoor.recalling(victim.record)
     course = Course(tracker, name, world, backdoor)
-    ctx = _context(world, victim.model, name, course.fit)
+    ctx = server_context(world, victim.model, name, course.fit)
     started = time.perf_counter()
     erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
     seconds = time.perf_counter() - started - course.scoring
@@ -302,15 +313,11 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, *trackers
     screening = Screening(_detectors(world), world.test, settings.seeds.train, both, detections)
     try:
         told = Quiet(both) if finished or detections else both
-        plan = settings.central.against(world.backdoor.goal.rule)
-        decided = config
-        if plan != settings.central:  # named as if the one rate that counts had been asked for
-            rates = {"poison_rate": plan.poison_rate, "clean_label_rate": None}
-            decided = {**config, "central": {**config["central"], **rates}}
+        plan, decided = planned(config, world)
         victim = cached_victim(world, plan, told, decided, victims_of(settings))
         backdoor = world.backdoor.recalling(victim.record)
         before = evaluate(victim.model, world.test, backdoor)
-        screening.inspect(VICTIM, victim.model, backdoor, _context(world, victim.model, VICTIM, fit))
+        screening.inspect(VICTIM, victim.model, backdoor, server_context(world, victim.model, VICTIM, fit))
         album = Album(folder, world.test, backdoor, settings.seeds.data)
         if not finished:
             album.start(VICTIM, victim.model)

@@ -225,33 +225,12 @@ def test_each_seed_decides_its_own_draws() -> None:
 # Resuming -------------------------------------------------------------------------------------------------------------
 
 
-class Interrupted(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Callable[..., Path]:
     """Make a run that ends inside a round: at the start of its `step`, or right after it."""
 
     def make(step: str, at: int, *overrides: str, after: bool = False) -> Path:
-        folder = tmp_path / "interrupted"
-        folder.mkdir()
-        original = getattr(Federation, step)
-
-        def breaking(self: Federation, t: int, *rest: Any) -> Any:
-            if t == at and not after:
-                raise Interrupted
-            result = original(self, t, *rest)
-            if t == at:
-                raise Interrupted
-            return result
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Federation, step, breaking)
-            with pytest.raises(Interrupted):
-                execution.start(tiny.tiny(*overrides), folder, [])
-        assert not (folder / "done").exists()
-        return folder
+        return tiny.interrupted(tmp_path / "interrupted", step, at, *overrides, after=after)
 
     return make
 
@@ -303,12 +282,12 @@ def test_a_run_can_be_interrupted_and_resumed_again_and_again(
     def one_further(self: Federation, t: int) -> None:
         begun.append(t)
         if len(begun) in (2, 5):
-            raise Interrupted
+            raise tiny.Interrupted
         original(self, t)
 
     monkeypatch.setattr(Federation, "_round", one_further)
     for _ in range(2):
-        with pytest.raises(Interrupted):
+        with pytest.raises(tiny.Interrupted):
             execution.resume(folder)
     execution.resume(folder)
     assert begun == [3, 4, 3, 4, 5, 5, 6]  # 4 and 5 are broken off; 3 is repeated because only 2 was saved

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fl_sim import execution
 from fl_sim.build import compose_config
+from fl_sim.rounds import Federation
 
 TINY = (
     "data=synthetic",
@@ -39,6 +42,31 @@ def run(folder: Path, *overrides: str) -> Path:
     """A tiny run in a fresh folder; returns the folder."""
     folder.mkdir(parents=True)
     execution.start(tiny(*overrides), folder, ["fl-sim", "run"])
+    return folder
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupted(folder: Path, step: str, at: int, *overrides: str, after: bool = False) -> Path:
+    """A run that ends inside a round: at the start of its `step`, or right after it."""
+    folder.mkdir(parents=True)
+    original = getattr(Federation, step)
+
+    def breaking(self: Federation, t: int, *rest: Any) -> Any:
+        if t == at and not after:
+            raise Interrupted
+        result = original(self, t, *rest)
+        if t == at:
+            raise Interrupted
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Federation, step, breaking)
+        with pytest.raises(Interrupted):
+            execution.start(tiny(*overrides), folder, ["fl-sim", "run"])
+    assert not (folder / "done").exists()
     return folder
 
 

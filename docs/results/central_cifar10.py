@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from fl_sim.build import to_text, world_of
-from fl_sim.central import Both, cached_clean, cached_victim, victims_of
+from fl_sim.central import Both, cached_clean, cached_victim, planned, victims_of
 from fl_sim.metrics import evaluate
 
 TRIGGERS = ("badnets", "trojan", "blend", "cl", "sig", "refool")
@@ -70,13 +70,10 @@ def unpoisoned(folders: Iterable[Path]) -> None:
     for done in sorted(path for folder in folders for path in folder.rglob("done")):
         config = yaml.safe_load((done.parent / "config.yaml").read_text())
         world = world_of(to_text(config))
-        settings = world.parts.settings
-        plan, victims = settings.central.against(world.backdoor.goal.rule), victims_of(settings)
-        model, _ = cached_clean(world, plan, config, victims)
+        (plan, named), victims = planned(config, world), victims_of(world.parts.settings)
+        model, _ = cached_clean(world, plan, named, victims)
         backdoor = world.backdoor
         if backdoor.needs_workshop:  # the trigger as its victim has it
-            decided = {"poison_rate": plan.poison_rate, "clean_label_rate": None}
-            named = {**config, "central": {**config["central"], **decided}} if plan != settings.central else config
             backdoor = backdoor.recalling(cached_victim(world, plan, Both(), named, victims).record)
         score = evaluate(model.eval(), world.test, backdoor)
         name = f"{config['choices']['trigger']}, seed {config['seed']}"

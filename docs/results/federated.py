@@ -26,8 +26,9 @@ from tables import Finished, comebacks, finished, interval, make, mean
 
 from clients.local.fed_nad import FedNad
 from fl_sim.build import compose_config, to_text, world_of
+from fl_sim.central import server_context
 from fl_sim.metrics import Score, evaluate
-from fl_sim.protocols import ClientContext, ServerContext, State
+from fl_sim.protocols import ClientContext, State
 from fl_sim.randomness import generator
 from fl_sim.summary import ACC_COLOUR, ASR_COLOUR
 from fl_sim.training import fit
@@ -220,20 +221,7 @@ def cost(extra: Sequence[str]) -> None:
         world = world_of(to_text(compose_config([*SETTING, *extra, *words])))
         model, eraser = world.initial_model(), world.parts.eraser
         assert eraser is not None
-        ctx = ServerContext(
-            round=1,
-            rng=generator(0, "cost"),
-            device=world.device,
-            classes=world.parts.data.facts.classes,
-            clients=(),
-            assumed_attackers=0,
-            layout=world.layout,
-            vector=world.layout.read(model),
-            clean=world.clean,
-            augment=world.parts.data.augment,
-            new_model=world.new_model,
-            fit=fit,
-        )
+        ctx = server_context(world, model, "cost", fit)
         print(f"{words[0]}: {seconds(lambda e=eraser, m=model, w=world, c=ctx: e.erase(m, w.clean, {}, c)):.1f} s")  # type: ignore[misc]
     for name, words in {"sgd": NONE, "fed_nad": FED_NAD}.items():
         world = world_of(to_text(compose_config([*SETTING, *extra, *words])))

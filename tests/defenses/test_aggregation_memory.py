@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from toys import seeded, server_context, small_model, spotted
 from fl_sim.layout import Layout
 from fl_sim.models.classifier import Classifier
 from fl_sim.models.cnn import Cnn
+from fl_sim.packing import ThisMachine, forget_peak
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 CLIENTS, MIB = 100, 1 << 20
 SLACK = 64 * MIB
 """Parts of a pass (16 MiB, and what sorting makes of one), a model, images, and libraries' own."""
@@ -24,11 +26,6 @@ WORK = {
     "indicator": {"samples": 40, "epochs": 1},
     "fldetector": {"window": 3},
 }
-
-
-def resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (the most since it was cleared) of this process, in bytes."""
-    return next(int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith(field))
 
 
 def wide_model() -> Classifier:
@@ -52,11 +49,11 @@ def test_no_rule_needs_more_than_another_copy_of_the_stack(name: str) -> None:
     deltas = torch.randn(CLIENTS, columns, generator=seeded()).mul_(0.01)
     weights = torch.full((CLIENTS,), 1 / CLIENTS)
     gc.collect()
-    CLEAR.write_text("5")
-    before = resident("VmRSS")
+    forget_peak()
+    before, _ = ThisMachine().held(os.getpid())
     result = rule.aggregate(deltas, weights, {}, ctx)
     rule.aggregate(deltas, weights, result.state, replace(ctx, round=2))
-    extra = resident("VmHWM") - before
+    extra = ThisMachine().held(os.getpid())[1] - before
     print(f"{name}: {extra / stack:.2f} of the stack")
     copies = 3 if name == "flower" else 1  # Flower's own, of a model of which one layer is four fifths
     assert extra <= copies * stack + SLACK

@@ -82,17 +82,23 @@ def test_erasers_are_tried_in_the_order_asked_for() -> None:
     assert config_hash(asked) == config_hash(other)
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[World]:
+    """The worlds that one of `central`'s functions is called with from now on."""
+    seen: list[World] = []
+    original = getattr(central, name)
+
+    def counting(world: World, *rest: Any) -> Any:
+        seen.append(world)
+        return original(world, *rest)
+
+    monkeypatch.setattr(central, name, counting)
+    return seen
+
+
 @pytest.mark.usefixtures("quick")
 def test_ten_erasers_share_one_victim(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The victim is found again by another run with another eraser; another poison rate trains another one."""
-    trained: list[World] = []
-    original = central.train_victim
-
-    def counting(world: World, *rest: Any) -> Any:
-        trained.append(world)
-        return original(world, *rest)
-
-    monkeypatch.setattr(central, "train_victim", counting)
+    trained = counted(monkeypatch, "train_victim")
     assert main(["central", *QUICK, "erasers=[fine_tune]"]) == OK
     assert main(["central", *QUICK, "erasers=[reinit_head]", "rounds=7", "clients=5"]) == OK
     assert len(trained) == 1
@@ -105,14 +111,7 @@ def test_ten_erasers_share_one_victim(cwd: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("quick")
 def test_triggers_share_the_clean_model_that_they_are_made_with(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is trained for two triggers and two poison rates, and the victims are those that each would have alone."""
-    trained: list[World] = []
-    original = central.train_clean
-
-    def counting(world: World, *rest: Any) -> Any:
-        trained.append(world)
-        return original(world, *rest)
-
-    monkeypatch.setattr(central, "train_clean", counting)
+    trained = counted(monkeypatch, "train_clean")
     for number, trigger in enumerate(["trojan", "cl"]):
         given = [*QUICK, f"trigger={trigger}", f"central.poison_rate={0.2 + 0.1 * number}", "erasers=[fine_tune]"]
         assert main(["central", *given, "output=shared"]) == OK

@@ -20,7 +20,6 @@ from fl_sim.build import compose_config
 from fl_sim.cli import OK, USAGE, main
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.protocols import Follower
-from fl_sim.rounds import Federation
 from fl_sim.trackers.following import Guarded
 from fl_sim.trackers.packages import check_installed
 from fl_sim.trackers.scalars import Scalar, mark, scalars, settings
@@ -172,30 +171,6 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda name: (f"hydra.searchpath=[file://{conf.parent}]", f"tracker={name}")
 
 
-class Interrupted(Exception):
-    """Stands for whatever ends a process."""
-
-
-def interrupted(folder: Path, step: str, at: int, *overrides: str, after: bool) -> Path:
-    """A run that ends inside a round: at the start of its `step`, or right after it."""
-    folder.mkdir(parents=True)
-    original = getattr(Federation, step)
-
-    def breaking(self: Federation, t: int, *rest: Any) -> Any:
-        if t == at and not after:
-            raise Interrupted
-        result = original(self, t, *rest)
-        if t == at:
-            raise Interrupted
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Federation, step, breaking)
-        with pytest.raises(Interrupted):
-            execution.start(tiny.tiny(*overrides), folder, ["fl-sim", "run"])
-    return folder
-
-
 def copied(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "copy.jsonl").read_text().splitlines()]
 
@@ -232,7 +207,7 @@ def test_a_follower_is_told_all_that_the_record_holds(outside: Any, tmp_path: Pa
 def test_an_interruption_leaves_no_trace(outside: Any, tmp_path: Path, step: str, at: int, after: bool) -> None:
     """No line twice, none lost, wherever it was: the copy is the record."""
     overrides = (*RUN, "checkpoint.every=3", *outside("copy"))
-    folder = interrupted(tmp_path / "run", step, at, *overrides, after=after)
+    folder = tiny.interrupted(tmp_path / "run", step, at, *overrides, after=after)
     assert (folder / "closed").read_text() == "closed\n"
     execution.resume(folder)
     assert copied(folder) == record(folder)
@@ -248,7 +223,7 @@ def test_an_interrupted_central_run_leaves_no_trace_either(
     def breaking(*rest: Any) -> Any:
         if rest[3] == "reinit_head":
             rest[-1].log("central", round=0, method="reinit_head", epoch=1, acc=0.0, asr=0.0)
-            raise Interrupted
+            raise tiny.Interrupted
         return original(*rest)
 
     folder = tmp_path / "run"
@@ -257,7 +232,7 @@ def test_an_interrupted_central_run_leaves_no_trace_either(
     words = (*tiny.TINY, *few, *outside("copy"))
     with monkeypatch.context() as patch:
         patch.setattr(central, "try_eraser", breaking)
-        with pytest.raises(Interrupted):
+        with pytest.raises(tiny.Interrupted):
             execution.start(compose_config(words), folder, ["fl-sim", "central"])
     assert (copied(folder)[-1]["method"], copied(folder)[-1]["acc"]) == ("reinit_head", 0.0)
     execution.resume(folder)
@@ -410,7 +385,7 @@ def test_what_a_program_reads_is_the_record(name: str, tmp_path: Path) -> None:
     """
     pytest.importorskip(name)
     overrides = (*RUN, f"tracker={name}", f"output={tmp_path}", "checkpoint.every=2")
-    folder = interrupted(tmp_path / "run", "_save", 4, *overrides, after=False)
+    folder = tiny.interrupted(tmp_path / "run", "_save", 4, *overrides, after=False)
     execution.resume(folder)
     expected = rounded(each for event in read_metrics(folder) for each in scalars(event))
     assert expected.total() > 50

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl_sim.errors import ConfigError, require
@@ -140,12 +140,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     for override in parsed:
         check_choice(override, folders)
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
-        chosen = composed.hydra.runtime.choices
-        config: Any = OmegaConf.to_container(composed, resolve=False)
-        del config["hydra"]
-        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        unresolved, chosen = _composed(parsed, folders)
+        config: Any = OmegaConf.to_container(unresolved, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(error, parsed) from error
     require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
@@ -154,6 +150,52 @@ def compose_config(overrides: Sequence[str]) -> Config:
     for key, group in LISTS.items():
         config[key] = _sections(group, key, config[key], parsed)
     return dict(config)
+
+
+def _composed(overrides: Sequence[Override], folders: Sequence[Path]) -> tuple[DictConfig, Mapping[str, str]]:
+    """Hydra's composition, unresolved, and its choices.
+
+    What the choices make is kept, because runs of a sweep mostly differ in values alone, which take a hundredth of the
+    time to set. What Hydra would complain of goes to Hydra.
+    """
+    values = [override for override in overrides if _is_value(override, folders)]
+    if values:
+        content, chosen = _by_hydra(
+            tuple(str(each.input_line) for each in overrides if each not in values), _state(folders)
+        )
+        config = OmegaConf.create(content)
+        OmegaConf.set_struct(config, True)
+        try:
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            return config, chosen
+        except OmegaConfBaseException:
+            pass  # said below, in the words that Hydra has for it
+    content, chosen = _by_hydra(tuple(str(each.input_line) for each in overrides), _state(folders))
+    return OmegaConf.create(content), chosen
+
+
+def _is_value(override: Override, folders: Sequence[Path]) -> bool:
+    """Whether an override only gives a key that is there another value, and decides of no choice."""
+    key = str(override.key_or_group)
+    plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return plain and not key.startswith("hydra") and not any((folder / key).is_dir() for folder in folders)
+
+
+def _state(folders: Sequence[Path]) -> tuple[Any, ...]:
+    """What changes when one of the files does that a configuration is composed from."""
+    files = sorted(path for folder in folders for path in folder.rglob("*.yaml"))
+    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+@lru_cache(maxsize=256)
+def _by_hydra(overrides: tuple[str, ...], state: tuple[Any, ...]) -> tuple[Config, Mapping[str, str]]:
+    """What Hydra composes, as plain values with their interpolations, and its choices."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    content: Any = OmegaConf.to_container(composed, resolve=False)
+    del content["hydra"]
+    return content, dict(composed.hydra.runtime.choices)
 
 
 def _drop_stale(config: Config, overrides: Sequence[Override], folders: Sequence[Path]) -> None:

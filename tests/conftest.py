@@ -22,7 +22,16 @@ with warnings.catch_warnings():
     import flwr.clientapp
     import flwr.serverapp  # noqa: F401
 
+import tiny
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's pictures are empty files: drawing takes longer than a tiny run. Tests that look at them are `drawn`."""
+    if request.node.get_closest_marker("drawn") is None:
+        tiny.draw_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -118,10 +118,8 @@ def run(row: Mapping[str, str], folder: Path) -> None:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Drawing takes longer than such a run, and is tested elsewhere."""
-    monkeypatch.setattr("fl_sim.summary.draw", lambda *_: None)
-    monkeypatch.setattr("fl_sim.execution.draw_partitions", lambda *_: None)
+def no_worlds() -> Iterator[None]:
+    """None is kept for later."""
     yield
     world_of.cache_clear()
 
@@ -182,14 +180,14 @@ def test_pairs_that_cannot_work_are_refused(
     assert not list(cwd.iterdir())
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_worlds")
 @pytest.mark.parametrize("row", rows(1), ids=lambda row: "-".join(list(row.values())[:4]))
 def test_every_choice_runs_among_others(row: dict[str, str], tmp_path: Path) -> None:
     run(row, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_worlds")
 @pytest.mark.parametrize("aggregator", names("aggregator"))
 def test_every_pair_of_choices_runs(aggregator: str, tmp_path: Path) -> None:
     """All rows of one rule; what fails is told together, with its whole row."""

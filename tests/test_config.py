@@ -554,3 +554,42 @@ def test_a_presets_control_needs_no_more_than_its_name() -> None:
         build(config)
     with pytest.raises(ConfigError, match=r"attack\.boost"):
         build(compose_config(["experiment=cifar10_small", "attack=data_poisoning", "+attack.boost=2"]))
+
+
+# Choices composed once, values set on them ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rounds=3", "trigger=blend", "trigger.alpha=0.3", "seed=7"],
+        ["attack=model_replacement", "attack.boost=4", "name='a b=c, ${seed}'", "device=cpu"],
+        ["experiment=fed_nad_small", "rounds=2", "data.root=null"],
+        ["erasers=[nad,argd]", "data.augment={crop: 2}", "central.epochs=1e1"],
+        ["rounds=1", "rounds=2", "~experiment", "+note=1"],
+    ],
+)
+def test_values_set_on_kept_choices_are_what_hydra_composes(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing kept and every override given to Hydra: the same configuration, or the same complaint."""
+
+    def composed() -> Any:
+        try:
+            return compose_config(overrides)
+        except ConfigError as error:
+            return str(error)
+
+    kept = [composed(), composed()]
+    monkeypatch.setattr("fl_sim.build._is_value", lambda *_: False)
+    assert [composed()] * 2 == kept
+
+
+def test_a_changed_choice_is_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "eraser"
+    folder.mkdir()
+    file = folder / "mine.yaml"
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "eraser=mine", "seed=1"]
+    for value in ("first", "second, longer"):
+        file.write_text(f"_target_: defenses.nad.Nad\nsaid: {value}\n")
+        assert compose_config(overrides)["eraser"]["said"] == value

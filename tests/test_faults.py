@@ -33,14 +33,6 @@ from server.app import GridExchange
 FIELDS = {"asked", "attempts", "skipped", "refused", "refused_for"}
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny run."""
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-    monkeypatch.setattr("fl_sim.execution.draw_partitions", lambda counts, path: path.touch())
-    monkeypatch.setattr("fl_sim.execution.draw_attention", lambda folder: None)
-
-
 def rounds(folder: Path) -> list[dict[str, Any]]:
     return tiny.events(folder, "round")
 
@@ -342,7 +334,7 @@ ALL_AT_ONCE = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
+        tiny.draw_nothing(patch)
         yield tiny.run(tmp_path_factory.mktemp("whole") / "run", *ALL_AT_ONCE)
 
 

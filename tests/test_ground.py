@@ -67,8 +67,7 @@ def train(data: str, model: str, partition: str, folder: Path, patch: pytest.Mon
         patch.setattr(type(parts.data), "load", toy)
     build.world_of.cache_clear()
     (folder / "run").mkdir()
-    patch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-    patch.setattr("fl_sim.execution.draw_partitions", lambda drawn, path: path.touch())
+    tiny.draw_nothing(patch)
     execution.start(config, folder / "run", ["fl-sim", "run"])
     rounds = tiny.events(folder / "run", "round")
     assert [event["round"] for event in rounds] == [1, 2]

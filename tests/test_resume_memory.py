@@ -31,15 +31,10 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C or a crash."""
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
+        tiny.draw_nothing(patch)
         return tiny.run(tmp_path_factory.mktemp("whole") / "run", *WORDS)
 
 

@@ -34,13 +34,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.run(tmp_path_factory.mktemp("finished") / "run", *tiny.ERASING, "rounds=4")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny run: only the tests of a finished run look at the picture."""
-    if "finished" not in request.fixturenames:
-        monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-
-
 # What a run leaves ----------------------------------------------------------------------------------------------------
 
 
@@ -556,8 +549,9 @@ def test_every_rule_copes_with_what_is_left_of_a_cohort(tmp_path: Path, aggregat
     assert all(math.isfinite(event["loss"]) for event in rounds)
 
 
-def test_a_diverged_run_is_resumed_and_drawn(finished: Path, interrupted: Callable[..., Path]) -> None:
-    """NaN in the checkpoint and null in the metrics stop neither (`finished`: this test draws)."""
+@pytest.mark.drawn
+def test_a_diverged_run_is_resumed_and_drawn(interrupted: Callable[..., Path]) -> None:
+    """NaN in the checkpoint and null in the metrics stop neither."""
     folder = interrupted("_save", 2, BROKEN_SERVER, after=True)
     execution.resume(folder)
     assert len(tiny.events(folder, "round")) == 3

@@ -70,6 +70,13 @@ def interrupted(folder: Path, step: str, at: int, *overrides: str, after: bool =
     return folder
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """From now on a run's pictures are empty files."""
+    patch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
+    patch.setattr("fl_sim.execution.draw_partitions", lambda partitions, path: path.touch())
+    patch.setattr("fl_sim.attention_picture._draw", lambda path, *_: path.touch())
+
+
 def events(folder: Path, event: str | None = None) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, all or those of one event."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -13,11 +13,14 @@ from typing import Any
 
 from fl_sim.report.defaults import completed
 from fl_sim.report.reading import Event, Run
+from fl_sim.report.refusals import Losses, losses, notes
 
 FEDERATED, CENTRAL, BESIDE = "federated", "centralized", "baseline"
 """A run; `fl-sim central`; `baselines=[...]` beside a run."""
 AUROC = "auroc"
 """What measures of input detectors begin with, their name after it."""
+BEFORE = " (before erasing)"
+"""What the name of such a measure ends with if it is about the model that the last erasing found."""
 VICTIM, NONE = "victim", "none"
 # What decides no number (or only its last bits), or only describes.
 IGNORED = (
@@ -69,6 +72,10 @@ class Case:
     measures: Mapping[str, float]
     curve: Curve = field(default_factory=Curve)
     erasings: Sequence[Erasing] = ()
+    losses: Losses | None = None
+    """What became of the updates, where the run says it."""
+    notes: Sequence[str] = ()
+    """What was refused or failed, in words."""
 
 
 def cases_of(run: Run, number: int) -> Iterator[Case]:
@@ -88,13 +95,17 @@ def cases_of(run: Run, number: int) -> Iterator[Case]:
     kind = CENTRAL if run.central else BESIDE
     shared = {key: value for key, value in keys.items() if _depends(kind, key)}
     victim = _victim(pooled, courses.get(VICTIM, []), run.finished) | _aurocs(run.events, VICTIM)
-    curve = _course(courses.get(VICTIM, []))
-    yield Case(number, kind, shared | {"eraser": NONE}, seeds, "asr" in victim or "acc" in victim, victim, curve)
+    curve, said = _course(courses.get(VICTIM, [])), [*notes(_of(run.events, VICTIM))]
+    known = "asr" in victim or "acc" in victim
+    yield Case(number, kind, shared | {"eraser": NONE}, seeds, known, victim, curve, notes=said)
     for event in pooled:
-        own = shared | _section("eraser", event["eraser"], _eraser(run.config, event["eraser"]))
+        name = event["eraser"]
+        own = shared | _section("eraser", name, _eraser(run.config, name))
         measures = _known(event, "acc", "asr", "ra", "der") | _known({"erasing_seconds": event.get("seconds")})
-        measures |= _aurocs(run.events, event["eraser"])
-        yield Case(number, kind, own, seeds, True, measures, _course(courses.get(event["eraser"], [])))
+        measures |= {"taken": float(event["accepted"])} if "accepted" in event else {}
+        measures |= _aurocs(run.events, name)
+        said = [*notes([event, *_of(run.events, name)])]
+        yield Case(number, kind, own, seeds, True, measures, _course(courses.get(name, [])), notes=said)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
@@ -167,10 +178,15 @@ def _victim(pooled: Sequence[Event], course: Sequence[Event], finished: bool) ->
     return _known(course[-1], "acc", "asr", "ra") if course and finished else {}
 
 
-def _aurocs(events: Sequence[Event], model: str) -> dict[str, float]:
+def _aurocs(events: Sequence[Event], model: str, end: str = "") -> dict[str, float]:
     """How well each input detector tells stamped images apart on one of the run's models."""
-    found = [e for e in events if e["event"] == "detection" and e.get("model") == model]
-    return {f"{AUROC} {e.get('detector')}": e["auroc"] for e in found if e.get("auroc") is not None}
+    found = [event for event in _of(events, model) if event.get("auroc") is not None]
+    return {f"{AUROC} {event.get('detector')}{end}": event["auroc"] for event in found}
+
+
+def _of(events: Sequence[Event], model: str) -> list[Event]:
+    """What detectors said of one of the run's models."""
+    return [event for event in events if event["event"] == "detection" and event.get("model") == model]
 
 
 def _course(events: Sequence[Event]) -> Curve:
@@ -187,7 +203,9 @@ def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[str,
     scored = [event for event in rounds if event.get("acc") is not None]
     erase = [event for event in run.events if event["event"] == "erase" and event["round"]]
     curve = _curve(scored, "round")
-    erasings = _erasings(erase, curve)
+    erasings, lost = _erasings(erase, curve), losses(rounds)
+    own = [e for e in run.events if e["event"] != "detection" or e.get("model") in ("final", "before_erasing")]
+    said = [*notes([event for event in own if event["event"] != "erase" or event["round"]])]
     measures: dict[str, float] = {}
     if scored and run.finished:
         last = scored[-1]
@@ -201,13 +219,16 @@ def _federated(run: Run, number: int, keys: Mapping[str, str], seeds: tuple[str,
         measures |= _mean("tpr", (event.get("tpr") for event in rounds))
         measures |= _mean("fpr", (event.get("fpr") for event in rounds))
         measures |= _mean("der", (event.get("der") for event in erase if event.get("accepted")))
-        measures |= _aurocs(run.events, "final")
+        measures |= _aurocs(run.events, "final") | _aurocs(run.events, "before_erasing", BEFORE)
         measures["seconds"] = sum(event.get("seconds") or 0 for event in rounds)
         if erase:
             measures["erasing_seconds"] = sum(event.get("seconds") or 0 for event in erase)
+            measures["taken"] = sum(each.accepted for each in erasings) / len(erasings)
+        if lost is not None and lost.asked:
+            measures |= {"lost": lost.lost / lost.asked, "skipped": lost.skipped / lost.rounds}
         if any(keys.get(key, NONE) != NONE for key in ("attack", "collusion")):
             measures |= _mean("held", (held(each) for each in erasings))
-    return Case(number, FEDERATED, keys, seeds, bool(measures), measures, curve, erasings)
+    return Case(number, FEDERATED, keys, seeds, bool(measures), measures, curve, erasings, lost, said)
 
 
 def _mean(name: str, values: Iterator[float | None]) -> dict[str, float]:

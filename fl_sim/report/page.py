@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from fl_sim import __version__
-from fl_sim.report.cases import text
+from fl_sim.report.cases import AUROC, BEFORE, text
 from fl_sim.report.comparing import CONTROLS, control_of, setting
 from fl_sim.report.curves import curve_bands, durability, erasing_marks, packed
 from fl_sim.report.report import Report, Source, cell
@@ -19,11 +19,14 @@ from fl_sim.report.tables import COMPARED_HEADINGS, comparison_cells
 from fl_sim.report.wording import (
     METHOD,
     NOTE,
+    REFUSED_HEADINGS,
+    REFUSED_NOTE,
     by_setting,
     left_out,
     marks,
     number,
     overview,
+    refusals,
     seeds,
     sentence,
     setting_sentence,
@@ -70,7 +73,7 @@ def content(report: Report, title: str) -> dict[str, Any]:
         "varied": {key: list(values) for key, values in report.grouped.varied.items()},
         "measures": [
             {"key": m.key, "name": m.name, "about": m.about, "better": m.better, "digits": m.digits}
-            for m in report.measures()
+            for m in report.measures
         ],
         "groups": _groups(report),
         "settings": {
@@ -84,7 +87,21 @@ def content(report: Report, title: str) -> dict[str, Any]:
             for cells in [comparison_cells(report, each)]
         ],
         "comparison_headings": COMPARED_HEADINGS[2:],
+        "refusals": [{"group": index, "cells": words[2:], "notes": said} for index, words, said in refusals(report)],
+        "refused_headings": REFUSED_HEADINGS[2:],
+        "refused_note": REFUSED_NOTE,
+        "detectors": detectors(report),
         "left_out": left_out(report),
+    }
+
+
+def detectors(report: Report) -> dict[str, list[str | None]]:
+    """Each detector of stamped inputs, and its measures: on the model before the last erasing, on the final one."""
+    known = [measure.key for measure in report.measures if measure.key.startswith(f"{AUROC} ")]
+    names = dict.fromkeys(key.removeprefix(f"{AUROC} ").removesuffix(BEFORE) for key in known)
+    return {
+        name: [key if key in known else None for key in (f"{AUROC} {name}{BEFORE}", f"{AUROC} {name}")]
+        for name in names
     }
 
 
@@ -95,7 +112,7 @@ def _groups(report: Report) -> list[dict[str, Any]]:
     found = []
     for index, group in enumerate(report.groups):
         cells = {}
-        for measure in report.measures():
+        for measure in report.measures:
             value = cell(group, measure.key)
             if value is not None:
                 shown = number(value, measure) + marks(report, index, measure.key)
@@ -120,7 +137,7 @@ def _groups(report: Report) -> list[dict[str, Any]]:
                         "run": case.run,
                         "seed": " ".join(map(str, case.seeds)),
                         "numbers": {
-                            m.key: round(case.measures[m.key], 4) for m in report.measures() if m.key in case.measures
+                            m.key: round(case.measures[m.key], 4) for m in report.measures if m.key in case.measures
                         },
                     }
                     for case in group.cases

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fl_sim.errors import RunError
-from fl_sim.report.cases import AUROC, Case, cases_of
+from fl_sim.report.cases import AUROC, BEFORE, Case, cases_of
 from fl_sim.report.comparing import Comparison, comparisons
 from fl_sim.report.grouping import Group, Grouped, grouped
 from fl_sim.report.reading import Run, Unread, read_runs
@@ -38,9 +39,16 @@ MEASURES = (
     Measure("held", "rounds held", "rounds until ASR is above half of what an erasing found; at least", 1, 1),
     Measure("tpr", "TPR", "share of the attackers' updates that were rejected, mean over the rounds", better=1),
     Measure("fpr", "FPR", "share of the honest clients' updates that were rejected, mean over the rounds", better=-1),
+    Measure("taken", "erasings taken", "share of the erasings whose model the server took; it refuses some", better=1),
+    Measure(
+        "lost", "updates lost", "share of the updates asked for that the server refused, missed or skipped", better=-1
+    ),
+    Measure("skipped", "rounds skipped", "share of the rounds in which too few updates were left", better=-1),
     Measure("erasing_seconds", "erasing s", "seconds that erasing took in all", 1, -1),
     Measure("seconds", "seconds", "seconds of all rounds, erasing included", 1, -1),
 )
+USUAL = {"taken": 1.0, "lost": 0.0, "skipped": 0.0}
+"""What needs no column as long as it is so everywhere."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,21 @@ class Report:
     def groups(self) -> Sequence[Group]:
         return self.grouped.groups
 
-    def measures(self) -> list[Measure]:
-        """Those that any case has."""
-        known = {key for group in self.groups for case in group.cases for key in case.measures}
+    @cached_property
+    def measures(self) -> Sequence[Measure]:
+        """Those that any case has; that nothing was refused or skipped takes no column."""
+        known = {
+            key
+            for group in self.groups
+            for case in group.cases
+            for key, value in case.measures.items()
+            if USUAL.get(key) != value
+        }
         found = [measure for measure in MEASURES if measure.key in known]
-        about = "how well this detector tells stamped test images from clean ones: 1 always, 0.5 by chance"
+        about = "how well this detector tells stamped test images from clean ones{}: 1 always, 0.5 by chance"
         for key in sorted(key for key in known if key.startswith(f"{AUROC} ")):
-            found.append(Measure(key, key.replace(AUROC, "AUROC"), about, better=1))
+            when = " on the model that the last erasing found" if key.endswith(BEFORE) else ""
+            found.append(Measure(key, key.replace(AUROC, "AUROC"), about.format(when), better=1))
         return found
 
     def against(self, number: int, measure: str) -> dict[str, Comparison]:

@@ -14,12 +14,15 @@ from fl_sim.report.wording import (
     BY_KEY,
     METHOD,
     NOTE,
+    REFUSED_HEADINGS,
+    REFUSED_NOTE,
     by_setting,
     left_out,
     marks,
     number,
     overview,
     p_value,
+    refusals,
     seeds,
     sentence,
     setting_sentence,
@@ -43,14 +46,18 @@ LATEX = {
     "<": r"$<$",
     ">": r"$>$",
     "|": r"$|$",
+    **{char: f"{{{char}}}" for char in "[]*"},
 }
-SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "erasing_seconds")
+"""Text for LaTeX. After the end of a row a bracket or a star would be taken for its options."""
+LINES = 44
+"""About so many rows fit on a page; a float that is longer is never set."""
+SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "taken", "lost", "erasing_seconds")
 """The columns of the tables for people; the CSV has all."""
 
 
 def configurations_csv(report: Report) -> str:
     """A row for each configuration: mean, half interval and n of every measure, and the keys that vary."""
-    measures, keys = report.measures(), list(report.grouped.varied)
+    measures, keys = report.measures, list(report.grouped.varied)
     columns = [f"{measure.key}{part}" for measure in measures for part in ("", "_half_interval", "_n")]
     rows = []
     for group in report.groups:
@@ -68,7 +75,7 @@ def configurations_csv(report: Report) -> str:
 
 def cases_csv(report: Report) -> str:
     """A row for each case: one configuration under one seed, with its folder and command."""
-    measures = report.measures()
+    measures = report.measures
     rows = []
     for group in report.groups:
         for case in group.cases:
@@ -119,6 +126,21 @@ def markdown(report: Report) -> str:
         lines += _row([*COMPARED_HEADINGS])
         lines.append("|---|---|---|---|---:|---:|---:|---:|---:|---|")
         lines += [line for each in report.comparisons for line in _row(comparison_cells(report, each))]
+    refused = refusals(report)
+    if refused:
+        lines += [
+            "",
+            "## Refused and failed",
+            "",
+            REFUSED_NOTE,
+            "",
+            *_row(REFUSED_HEADINGS),
+            "|---|---|---:|---:|---|---:|",
+        ]
+        lines += [line for _, words, _ in refused for line in _row(words)]
+        lines += [""] * any(said for *_, said in refused)
+        for _, (setting, defense, *_), said in refused:
+            lines += [f"- {_escaped(f'{setting}, {defense}, {each}')}" for each in said]
     lines_left = left_out(report)
     if lines_left:
         lines += ["", "## Left out", "", *(f"- {_escaped(line)}" for line in lines_left)]
@@ -143,36 +165,53 @@ def comparison_cells(report: Report, each: Comparison) -> list[str]:
 
 
 def latex(report: Report) -> str:
-    """A table for a paper, with booktabs; a block of rows for each setting."""
+    """Tables for a paper, with booktabs, each no longer than a page; a block of rows for each setting."""
     measures = _shown(report)
+    blocks = []
+    for (_, setting), indexes in by_setting(report).items():
+        head = f"\\multicolumn{{{len(measures) + 2}}}{{l}}{{\\textit{{{tex(setting)}}}}} \\\\"
+        rows = [[report.groups[i].defense, seeds(report.groups[i]), *_cells(report, i, measures)] for i in indexes]
+        said = [" & ".join(map(tex, row)) + " \\\\" for row in rows]
+        blocks += [[head, *said[at : at + LINES - 1]] for at in range(0, len(said), LINES - 1)]
+    pages: list[list[list[str]]] = [[]]
+    for block in blocks:
+        if pages[-1] and sum(map(len, pages[-1])) + len(block) > LINES:
+            pages.append([])
+        pages[-1].append(block)
+    lines = ["% \\usepackage{booktabs,graphicx}"]
+    for place, page in enumerate(pages, start=1):
+        lines += _latex_table(measures, page, f"{overview(report)}. {NOTE}" if place == 1 else "Continued.", place)
+    return "\n".join(lines) + "\n"
+
+
+def _latex_table(measures: Sequence[Measure], blocks: Sequence[Sequence[str]], caption: str, place: int) -> list[str]:
     lines = [
-        "% \\usepackage{booktabs}",
         "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{tex(f'{overview(report)}. {NOTE}')}}}",
+        "\\centering\\small",
+        f"\\caption{{{tex(caption)}}}",
+        f"\\label{{tab:fl-sim-{place}}}",
+        # As wide as the text at most; narrower tables keep their size.
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{lr{'r' * len(measures)}}}",
         "\\toprule",
         " & ".join(["defense", "$n$", *(tex(measure.name) for measure in measures)]) + " \\\\",
     ]
-    setting: tuple[str, str] | None = None
-    for index, group in enumerate(report.groups):
-        if (group.kind, group.setting) != setting:
-            setting = group.kind, group.setting
-            lines.append("\\midrule")
-            lines.append(f"\\multicolumn{{{len(measures) + 2}}}{{l}}{{\\textit{{{tex(group.setting)}}}}} \\\\")
-        cells = [group.defense, seeds(group), *_cells(report, index, measures)]
-        lines.append(" & ".join(map(tex, cells)) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
-    return "\n".join(lines) + "\n"
+    for block in blocks:
+        lines += ["\\midrule", *block]
+    return [*lines, "\\bottomrule", "\\end{tabular}}", "\\end{table}"]
 
 
 def tex(text: str) -> str:
-    """Text that LaTeX takes as it is."""
-    return "".join(LATEX.get(char, char) for char in text)
+    """Text that LaTeX takes as it is; a letter that it has no fonts for is named by its number."""
+    return "".join(LATEX.get(char) or _letter(char) for char in " ".join(text.split()))
+
+
+def _letter(char: str) -> str:
+    return char if char.isascii() and char.isprintable() else f"U+{ord(char):04X}"
 
 
 def _shown(report: Report) -> list[Measure]:
-    return [measure for measure in report.measures() if measure.key in SHOWN or measure.key.startswith(AUROC)]
+    return [measure for measure in report.measures if measure.key in SHOWN or measure.key.startswith(AUROC)]
 
 
 def _cells(report: Report, index: int, measures: Sequence[Measure]) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fl_sim.report.cases import FEDERATED, NONE
+from fl_sim.report.cases import AUROC, FEDERATED, NONE
 from fl_sim.report.comparing import LEAST, NO_EVIDENCE, Comparison
 from fl_sim.report.grouping import NO_DEFENSE, Group
+from fl_sim.report.refusals import Losses
 from fl_sim.report.report import MEASURES, Measure, Report, cell
 from fl_sim.report.statistics import LEVEL, Estimate
 
@@ -76,7 +77,71 @@ def sentence(report: Report, index: int) -> str:
         text += _against(report, index, name, "asr_late" if late is not None else "asr")
     if estimates["held"] is not None:
         text += f" Its erasings held for {number(estimates['held'], BY_KEY['held'])} rounds or more."
+    return text + _refused(group) + _detected(report, group)
+
+
+def erasings_refused(group: Group) -> tuple[int, int]:
+    """How many of a configuration's erasings the server refused, and how many there were."""
+    accepted = [each.accepted for case in group.cases for each in case.erasings]
+    if not accepted:  # a centralized eraser is one erasing
+        accepted = [case.measures["taken"] == 1 for case in group.cases if "taken" in case.measures]
+    return len(accepted) - sum(accepted), len(accepted)
+
+
+def group_losses(group: Group) -> Losses:
+    """What became of the updates in all of a configuration's runs together."""
+    return sum((case.losses for case in group.cases if case.losses is not None), Losses())
+
+
+def reasons(found: Losses) -> str:
+    """`late 20, raised 3`, the most frequent first."""
+    return ", ".join(f"{name} {n}" for name, n in sorted(found.reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _refused(group: Group) -> str:
+    """What the server refused, if it refused anything."""
+    (refused, erasings), lost = erasings_refused(group), group_losses(group)
+    text = f" The server refused {refused} of its {_count(erasings, 'erasing')}." if refused else ""
+    if lost.lost:
+        text += f" Of {lost.asked} updates {lost.lost} were lost ({reasons(lost)})"
+        text += f", and {lost.skipped} of {_count(lost.rounds, 'round')} came to nothing." if lost.skipped else "."
     return text
+
+
+def _detected(report: Report, group: Group) -> str:
+    """How well detectors of stamped inputs did."""
+    found = [
+        f"{measure.name.removeprefix('AUROC ')} {number(value, measure)}"
+        for measure in report.measures
+        if measure.key.startswith(AUROC) and (value := cell(group, measure.key)) is not None
+    ]
+    return f" Detectors of stamped images have an AUROC of: {', '.join(found)}." if found else ""
+
+
+def refusals(report: Report) -> list[tuple[int, list[str], list[str]]]:
+    """Configurations of which something was refused or failed: a row of words for each, and what happened, by seed."""
+    found = []
+    for index, group in enumerate(report.groups):
+        (refused, erasings), lost = erasings_refused(group), group_losses(group)
+        said = [f"seed {' '.join(map(str, case.seeds))}, {note}" for case in group.cases for note in case.notes]
+        if not (refused or lost.lost or lost.reasons or said):
+            continue
+        words = [
+            f"{refused} of {erasings}" if erasings else DASH,
+            f"{lost.lost} of {lost.asked}" if lost.asked else DASH,
+        ]
+        skipped = f"{lost.skipped} of {lost.rounds}" if lost.rounds else DASH
+        found.append((index, [group.setting, group.defense, *words, reasons(lost) or DASH, skipped], said))
+    return found
+
+
+REFUSED_HEADINGS = ("setting", "defense", "erasings refused", "updates lost", "refused for", "rounds skipped")
+REFUSED_NOTE = (
+    "A server refuses an erased model that holds NaN or has lost too much accuracy on its own clean set "
+    "(erasing.floor), and goes on with the one that it had. An update is lost if it was refused, never came, or was "
+    "one of too few for its round. Counts are over all seeds; what came twice or too late is counted once more among "
+    "the reasons, though not as lost."
+)
 
 
 def by_setting(report: Report) -> dict[tuple[str, str], list[int]]:

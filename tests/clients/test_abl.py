@@ -194,7 +194,6 @@ def test_impossible_settings_are_refused(knobs: dict[str, Any]) -> None:
 
 def test_contaminated_clients_defend_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As honest clients with poisoned data do: all four of each round run ABL, the contaminated ones among them."""
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
     updates: list[int] = []
     original = Abl.update
 

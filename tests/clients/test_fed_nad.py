@@ -198,11 +198,6 @@ def test_impossible_settings_are_refused(knobs: dict[str, Any]) -> None:
 RUN = ("client=fed_nad", "client.lr=0.01", "rounds=4", "threat.fraction=0.34", "attack.boost=1")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-
-
 def test_an_interrupted_run_keeps_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after round 3's training and resumed from round 2: the same numbers, the same final model."""
     whole = tiny.run(tmp_path / "whole", *RUN)

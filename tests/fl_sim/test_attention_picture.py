@@ -20,6 +20,7 @@ from fl_sim.checkpoint import load_tensors
 from fl_sim.cli import OK, main
 from fl_sim.samples import Samples
 
+pytestmark = pytest.mark.drawn
 QUICK = (*tiny.TINY, "central.epochs=1", "central.batch_size=32")
 
 

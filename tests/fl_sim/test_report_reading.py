@@ -245,7 +245,7 @@ def test_detectors_are_measures_of_the_model_that_they_were_tried_on(tmp_path: P
         (CENTRAL, "no defense"): {"auroc ntd": 0.8, "auroc scale_up": 0.5},
         (CENTRAL, "nad"): {"auroc ntd": 0.7, "auroc scale_up": 0.4},
     }
-    assert [measure.name for measure in report.measures()][-2:] == ["AUROC ntd", "AUROC scale_up"]
+    assert [measure.name for measure in report.measures][-2:] == ["AUROC ntd", "AUROC scale_up"]
 
 
 def test_a_key_that_was_added_later_has_its_default(tmp_path: Path) -> None:

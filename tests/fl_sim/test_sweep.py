@@ -29,10 +29,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny run."""
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-    monkeypatch.setattr("fl_sim.execution.draw_partitions", lambda counts, path: path.touch())
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "PATIENCE", 0.05)
 
 

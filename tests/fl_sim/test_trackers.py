@@ -28,12 +28,6 @@ from fl_sim.tracking import read_metrics
 PROGRAMS = ("tensorboard", "wandb", "mlflow")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny run."""
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-
-
 # From an event to points ----------------------------------------------------------------------------------------------
 
 

@@ -202,12 +202,6 @@ ALARMED = (
 """A step twenty-fold in round 5, after four calm ones."""
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_sim.summary.draw", lambda curves, path, identity: path.touch())
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_a_boosted_update_raises_suspicion_and_a_resumed_run_decides_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +231,6 @@ def test_a_boosted_update_raises_suspicion_and_a_resumed_run_decides_alike(
     assert tiny.events(whole, "erase")
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_a_budget_is_kept_and_attackers_notice_the_erasings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of the time is enough for an erasing each round; next to none only for the first, of unknown cost."""
     seen: dict[int, bool] = {}

@@ -156,3 +156,33 @@ function durabilities(list) {
     return figure(group, index, f.root, make("figcaption", {}, held ? `held for ${held.text} rounds or more` : ""));
   });
 }
+
+// A row for each defense: AUROC on the model that the last erasing found (hollow) and on the final one, with intervals.
+function dots(list, [before, final]) {
+  const rows = list.filter(({ group }) => group.cells[before] || group.cells[final]);
+  if (!rows.length) return null;
+  const longest = Math.max(...rows.map(({ group }) => group.defense.length));
+  const left = Math.min(190, 14 + longest * 6.2), height = 40 + rows.length * 22;
+  const f = frame({
+    height, left, x: [0, 1], y: [0, rows.length], yTicks: false, xLabel: "AUROC",
+    label: rows.map(({ group }) => `${group.defense} ${[before, final].map((key) => group.cells[key]?.text).filter(Boolean).join(" then ")}`).join("; "),
+  });
+  f.root.append(svg("line", { class: "reference", x1: f.sx(0.5), x2: f.sx(0.5), y1: f.top, y2: f.height - f.bottom }));
+  rows.forEach(({ group, index }, place) => {
+    const y = f.sy(rows.length - place - 0.5);
+    const name = group.defense.length * 6.2 + 14 > left ? `${group.defense.slice(0, Math.floor((left - 14) / 6.2) - 1)}…` : group.defense;
+    f.root.append(
+      svg("line", { class: "axis", x1: f.left, x2: f.width - f.right, y1: y, y2: y }),
+      svg("a", { href: target(index) }, svg("text", { x: f.left - 6, y: y + 4, "text-anchor": "end" }, name, svg("title", {}, group.defense))));
+    for (const [key, filled] of [[before, false], [final, true]]) {
+      const value = group.cells[key];
+      if (!value) continue;
+      const at = (share) => f.sx(Math.min(1, Math.max(0, share)));
+      const dy = group.cells[before] && group.cells[final] ? (filled ? 4 : -4) : 0;
+      if (value.half !== null) f.root.append(svg("line", { class: "acc stroke", x1: at(value.mean - value.half), x2: at(value.mean + value.half), y1: y + dy, y2: y + dy }));
+      f.root.append(svg("circle", { class: filled ? "acc fill stroke" : "acc hollow stroke", cx: at(value.mean), cy: y + dy, r: 4 },
+        svg("title", {}, `${measures[key].name}: ${value.text}, n = ${value.n}`)));
+    }
+  });
+  return f.root;
+}

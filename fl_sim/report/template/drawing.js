@@ -41,12 +41,12 @@ function ticks(low, high, count) {
 }
 
 // The frame of a chart: an SVG with axes, and its two scales.
-function frame({ width = 340, height = 200, x, y, xLabel, yLabel, label, whole = false }) {
-  const left = yLabel ? 46 : 34, right = 12, top = 10, bottom = xLabel ? 36 : 22;
+function frame({ width = 340, height = 200, x, y, xLabel, yLabel, label, whole = false, left = yLabel ? 46 : 34, yTicks = true }) {
+  const right = 12, top = 10, bottom = xLabel ? 36 : 22;
   const sx = scale(x[0], x[1], left, width - right);
   const sy = scale(y[0], y[1], height - bottom, top);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const value of ticks(y[0], y[1], 4)) {
+  for (const value of yTicks ? ticks(y[0], y[1], 4) : []) {
     root.append(
       svg("line", { class: "axis", x1: left, x2: width - right, y1: sy(value), y2: sy(value) }),
       svg("text", { x: left - 5, y: sy(value) + 4, "text-anchor": "end" }, `${value}`),

@@ -129,6 +129,24 @@ function compared(list) {
   ];
 }
 
+function refused(list) {
+  const seen = new Set(list.map(({ index }) => index));
+  const rows = data.refusals.filter((each) => seen.has(each.group));
+  if (!rows.length) return null;
+  const noted = rows.filter((each) => each.notes.length);
+  const name = (each) => make("a", { href: target(each.group) }, groups[each.group].defense);
+  return [
+    make("p", { class: "note" }, data.refused_note),
+    make("div", { class: "scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, ["setting", "defense", ...data.refused_headings].map((head) => make("th", { scope: "col" }, head)))),
+      make("tbody", {}, rows.map((each) => make("tr", {}, make("td", {}, groups[each.group].setting), make("td", {}, name(each)),
+        each.cells.map((cell, place) => make("td", { class: place === 2 ? "" : "number" }, cell))))))),
+    noted.length ? make("details", {}, make("summary", {}, "What was refused or failed, and why"), noted.map((each) => [
+      make("p", {}, `${groups[each.group].setting}: `, name(each)),
+      make("ul", { class: "sentences small" }, each.notes.map((line) => make("li", {}, line)))])) : null,
+  ];
+}
+
 function settings(content) {
   return make("pre", {}, Object.entries(content).map(([name, value]) => `${name}: ${value}`).join("\n"));
 }
@@ -172,13 +190,14 @@ function render() {
   const known = (keys) => keys.filter((name) => measures[name]);
   const attacked = list.filter(({ group }) => group.attacked);
   const grid = (content) => { const made = content.filter(Boolean); return made.length ? make("div", { class: "grid" }, made) : null; };
-  const facets = (draw) => grid(bySetting(attacked).map((own) => {
+  const facets = (draw, own = attacked) => grid(bySetting(own).map((own) => {
     const chart = draw(own);
     return chart && make("figure", {}, make("h4", {}, own[0].group.setting), chart);
   }));
   const after = durabilities(list);
   const cost = chosen.cost && facets((own) => scatter(own, measures[chosen.cost], measures[chosen.effect], { missing: chosen.cost === "erasing_seconds" ? 0 : null }));
   const rates = has("tpr") && has("fpr") ? facets((own) => scatter(own, measures.fpr, measures.tpr, { xRange: [0, 1] })) : null;
+  const screened = Object.entries(data.detectors).map(([name, keys]) => [name, facets((own) => dots(own, keys), list)]).filter(([, made]) => made);
   const sections = [
     section("findings", "Findings", sentences(list)),
     section("numbers", "Numbers", numbers(list)),
@@ -197,6 +216,11 @@ function render() {
       make("p", { class: "note" }, "ASR by rounds since an accepted erasing, up to the next one: each seed's mean over its erasings, then mean and 95 % interval over seeds."), grid(after)] : null),
     section("detection", "Who was rejected", rates ? [
       make("p", { class: "note" }, "Top left is right: all attackers' updates rejected (TPR 1), no honest one (FPR 0)."), rates] : null),
+    section("screened", "Detectors of stamped images", screened.length ? [
+      make("p", { class: "note" }, "AUROC with 95 % intervals: how well a detector tells stamped test images from clean ones; 1 always, 0.5 (dashed) by chance. ",
+        "Filled: on the final model; hollow: on the model that the last erasing found, whose backdoor it was to find."),
+      screened.map(([name, made]) => [make("h3", {}, name), made])] : null),
+    section("refused", "Refused and failed", refused(list)),
     section("tests", "Comparisons", compared(list)),
     section("runs", "Runs", runs(list)),
     section("left", "Left out", data.left_out.length ? make("ul", {}, data.left_out.map((line) => make("li", {}, line))) : null),

@@ -1,0 +1,240 @@
+"""Random configurations, sound and unsound, and what becomes of each: it runs, or is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from test_composition import GROUPS, names, overrides
+
+from fl_sim import execution, summary
+from fl_sim.build import choices, conf_folder
+from fl_sim.cli import FAILED, OK, USAGE, main
+
+ORDINARY = {
+    "aggregator": "mean",
+    "eraser": "fine_tune",
+    "trigger": "badnets",
+    "attack": "data_poisoning",
+    "partition": "iid",
+    "erasing": "every",
+    "collusion": "none",
+    "client": "sgd",
+    "threat": "always",
+    "server_optimizer": "plain",
+    "sampler": "uniform",
+    "detection": "none",
+}
+OTHER = {"engine": 0.3, "faults": 0.25, "model": 0.08, "tracker": 0.06, "data": 0.06, "experiment": 0.04}
+"""The groups that are no matter of composition, and how often another choice is drawn for each."""
+SPECIAL = (
+    "clients=0 clients_per_round=0",
+    "clients_per_round=7",
+    "clients_per_round=0",
+    "clients=1 clients_per_round=1",
+    "clients=400 clients_per_round=2",
+    "clients=270 clients_per_round=1 partition=iid",
+    "partition=dirichlet partition.alpha=1e-3 partition.min_samples=0",
+    "partition=dirichlet partition.alpha=1e-300",
+    "partition=dirichlet partition.alpha=1e-3 partition.min_samples=1 client.batch_size=1",
+    "partition=pathological partition.classes_per_client=1",
+    "partition=pathological partition.classes_per_client=9",
+    "partition=shards",
+    "partition=quantity partition.alpha=0.01 partition.min_samples=1",
+    "client.batch_size=1",
+    "model=preact_resnet18 client.batch_size=1",
+    "client.batch_size=100000",
+    "backdoor.target=4",
+    "backdoor.target=-1",
+    "backdoor.rule=all_to_all",
+    "backdoor.rule=source_specific backdoor.source=0",
+    "backdoor.rule=source_specific backdoor.source=3",
+    "backdoor.rule=clean_label",
+    "trigger=badnets trigger.size=9",
+    "trigger=badnets trigger.size=8",
+    "trigger=badnets trigger.size=3 trigger.margin=6",
+    "data.clean_fraction=0",
+    "data.clean_fraction=0 eraser=none",
+    "data.clean_fraction=0.99",
+    "data.clean_fraction=1",
+    "data.clean_fraction=0.02",
+    "data.samples=4",
+    "data.test_samples=1",
+    "data.test_samples=0",
+    "data.classes=2",
+    "data.classes=300",
+    "data.image_size=1",
+    "data.image_size=5",
+    "data.channels=3",
+    "output=/dev/null/runs",
+    "output=/proc/runs",
+    "output='ä/ö'",
+    "output='a\\tb'",
+    "name='ä'",
+    "name='💥'",
+    "name=" + "x" * 80,
+    "name=" + "x" * 81,
+    "init=/dev/null",
+    "init=/",
+    "client.lr=1e300",
+    "client.lr=1e-300",
+    "client.lr=1e30",
+    "server_optimizer.lr=1e30",
+    "attack=model_replacement attack.boost=1e30",
+    "threat.fraction=0",
+    "threat.fraction=1",
+    "assumed_attackers=0.99",
+    "quorum=4 faults=dropout faults.probability=1",
+    "quorum=1.0 below_quorum=repeat repeats=2 faults=crashes faults.probability=0.5",
+    "eval.every=100 checkpoint.every=100",
+    "seed=-1",
+    "seed=18446744073709551616",
+    "seeds.data=9223372036854775807",
+)
+"""What the texts of federated-learning tutorials never try."""
+ODD = (
+    *("null", "true", "false", "", "[]", "{}", "[1,2]", "[null]", "{a:1}", "text", "'ü'", "'💥'", "💥", "'1'", "' '", "nan", "inf"),
+    *("-inf", "-1", "0", "1", "2", "1.0", "0.5", "-0.5", "1e-12", "1e12", "1e300", "-1e300", "1e400", "1_000", "0x10"),
+    *("99999999999999999999", "-99999999999999999999", "2147483648", "auto", "none", "all", "'a,b'", "'\\n'", "../x"),
+    *("/nope", "${seed}", "${nope}", "${oc.env:HOME}", "[[1]]", "[nan]", "[0.5,-1]", "[" + ",".join("1" * 1000) + "]"),
+)
+"""Values for any key."""
+
+
+def drawn(seed: int) -> list[str]:
+    """A configuration's words: mostly sensible choices, none or a few of them spoiled."""
+    rng = random.Random(seed)
+    row = {group: rng.choice(names(group)) if rng.random() < 0.3 else ORDINARY[group] for group in GROUPS}
+    words = [word for word in overrides(row) if not word.startswith("engine.")]
+    for group in (group for group, often in OTHER.items() if rng.random() < often):
+        own = ("data.clean_fraction",) if group == "data" else ()
+        words = [word for word in words if not word.startswith(f"{group}.") or word.startswith(own or "-")]
+        words.append(f"{group}={rng.choice(names(group))}")
+    if rng.random() < 0.4:
+        words += rng.choice(SPECIAL).split(" ") if rng.random() < 0.95 else [rng.choice(SPECIAL)]
+    known = keys(dict(word.split("=", 1) for word in words if "=" in word))
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        key = rng.choice(sorted(known)) if rng.random() < 0.95 else rng.choice(("nope", "a.b", "", "clé", "data.x"))
+        words.append(f"{key}={changed(rng, known.get(key))}")
+    return words
+
+
+def keys(chosen: Mapping[str, str]) -> dict[str, Any]:
+    """Every key there is under these choices, with its value in the files."""
+    found = dict(flat(OmegaConf.to_container(OmegaConf.load(conf_folder() / "config.yaml"), resolve=False)))
+    for group in (*GROUPS, "engine", "faults", "model", "data", "tracker"):
+        path = choices(group, [conf_folder()]).get(chosen.get(group, ORDINARY.get(group, "")))
+        if path is not None:
+            found |= flat(OmegaConf.to_container(OmegaConf.load(path)) or {}, f"{group}.")
+    return found
+
+
+def flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by their dotted paths."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if key in ("defaults", "paper", "fidelity"):
+            continue
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def changed(rng: random.Random, value: Any) -> str:
+    """Another value for a key: near the old one, or anything."""
+    if isinstance(value, bool):
+        near = [str(not value).lower()]
+    elif isinstance(value, (int, float)):
+        near = [0, -value, value + 1, value * 10, value / 10, value * 1.5, value / 2, int(value), float(value)]
+    elif isinstance(value, list):
+        near = [str(value[:1]), str([*value, *value]).replace(" ", ""), f"[{','.join('0' for _ in value)}]"]
+    else:
+        near = ["", "auto", "null", "0.5", "3"]
+    return str(rng.choice(near) if rng.random() < 0.5 else rng.choice(ODD))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one configuration."""
+
+    words: Sequence[str]
+    status: int | None
+    """The exit status; None if it was still at work when its time was over."""
+    said: str
+    """All of stderr."""
+    complaint: str | None
+    """What is wrong with that; None if nothing is."""
+
+
+def tried(words: Sequence[str], folder: Path, seconds: float, *, pictures: bool) -> Outcome:
+    """`fl-sim run` in a fork of this process, which has everything imported already."""
+    folder.mkdir()
+    told = folder.with_suffix(".stderr")
+    child = os.fork()
+    if not child:
+        _be_the_child(words, folder, told, pictures)
+    status = _ended(child, seconds)
+    return Outcome(words, status, said := told.read_text(errors="replace"), wrong_with(status, said, folder))
+
+
+def _be_the_child(words: Sequence[str], folder: Path, told: Path, pictures: bool) -> None:
+    """Never returns."""
+    status = 99
+    try:
+        os.chdir(folder)
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # what asks for terabytes must not get 20 GB
+        out = os.open(os.devnull, os.O_WRONLY)
+        err = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115, PTH123
+        if not pictures:
+            summary.draw = lambda *_: None
+            execution.draw_partitions = lambda *_: None
+        status = main(["run", *words])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _ended(child: int, seconds: float) -> int | None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, code = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(code)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def wrong_with(status: int | None, said: str, folder: Path) -> str | None:
+    """What of a command's end breaks the promise: it runs, or says why not in one line; nothing half-made is left."""
+    lines = said.splitlines()
+    done = len(list(folder.rglob("done")))
+    if "Traceback" in said or "Error:" in said.replace("OSError:", "") and status not in (OK, FAILED):
+        return "a traceback"
+    if status == USAGE:
+        if len(lines) != 1 or not lines[0].startswith("fl-sim: ") or len(lines[0]) > 2000:
+            return f"{len(lines)} lines, where one was promised"
+        return "something is left behind" if list(folder.iterdir()) else None
+    if status == FAILED:
+        return "a failed run is marked as done" if done else None if len(lines) == 1 else f"{len(lines)} lines"
+    if status == OK:
+        failed = [line for path in folder.rglob("metrics.jsonl") for line in path.read_text().splitlines()]
+        crashed = [line for line in failed if '"client_failed"' in line and "InjectedCrash" not in line]
+        return f"a client failed: {crashed[0]}" if crashed else None if done == 1 else "not marked as done"
+    return ("marked as done" if done else None) if status is None else f"exit status {status}"

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from fl_sim import __version__
-from fl_sim.report.cases import AUROC, BEFORE, text
+from fl_sim.report.cases import text
 from fl_sim.report.comparing import CONTROLS, control_of, setting
 from fl_sim.report.curves import curve_bands, durability, erasing_marks, packed
 from fl_sim.report.report import Report, Source, cell
@@ -90,18 +90,8 @@ def content(report: Report, title: str) -> dict[str, Any]:
         "refusals": [{"group": index, "cells": words[2:], "notes": said} for index, words, said in refusals(report)],
         "refused_headings": REFUSED_HEADINGS[2:],
         "refused_note": REFUSED_NOTE,
-        "detectors": detectors(report),
+        "detectors": report.detectors,
         "left_out": left_out(report),
-    }
-
-
-def detectors(report: Report) -> dict[str, list[str | None]]:
-    """Each detector of stamped inputs, and its measures: on the model before the last erasing, on the final one."""
-    known = [measure.key for measure in report.measures if measure.key.startswith(f"{AUROC} ")]
-    names = dict.fromkeys(key.removeprefix(f"{AUROC} ").removesuffix(BEFORE) for key in known)
-    return {
-        name: [key if key in known else None for key in (f"{AUROC} {name}{BEFORE}", f"{AUROC} {name}")]
-        for name in names
     }
 
 

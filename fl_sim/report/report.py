@@ -93,6 +93,14 @@ class Report:
             found.append(Measure(key, key.replace(AUROC, "AUROC"), about.format(when), better=1))
         return found
 
+    @cached_property
+    def detectors(self) -> Mapping[str, tuple[str | None, str | None]]:
+        """Each detector of stamped inputs, and its measures: on the model before the last erasing, on the final one."""
+        known = {measure.key for measure in self.measures if measure.key.startswith(f"{AUROC} ")}
+        names = sorted({key.removeprefix(f"{AUROC} ").removesuffix(BEFORE) for key in known})
+        keys = {name: (f"{AUROC} {name}{BEFORE}", f"{AUROC} {name}") for name in names}
+        return {name: (b if b in known else None, f if f in known else None) for name, (b, f) in keys.items()}
+
     def against(self, number: int, measure: str) -> dict[str, Comparison]:
         """A group's comparisons in one measure, by the control's name."""
         return {c.against: c for c in self.comparisons if c.group == number and c.measure == measure}

@@ -49,8 +49,8 @@ LATEX = {
     **{char: f"{{{char}}}" for char in "[]*"},
 }
 """Text for LaTeX. After the end of a row a bracket or a star would be taken for its options."""
-LINES = 44
-"""About so many rows fit on a page; a float that is longer is never set."""
+LINES = 42
+"""So many rows and rules fit on a page under the caption; a float that is longer is never set."""
 SHOWN = ("acc", "asr", "asr_late", "held", "tpr", "fpr", "taken", "lost", "erasing_seconds")
 """The columns of the tables for people; the CSV has all."""
 
@@ -172,7 +172,7 @@ def latex(report: Report) -> str:
         head = f"\\multicolumn{{{len(measures) + 2}}}{{l}}{{\\textit{{{tex(setting)}}}}} \\\\"
         rows = [[report.groups[i].defense, seeds(report.groups[i]), *_cells(report, i, measures)] for i in indexes]
         said = [" & ".join(map(tex, row)) + " \\\\" for row in rows]
-        blocks += [[head, *said[at : at + LINES - 1]] for at in range(0, len(said), LINES - 1)]
+        blocks += [["\\midrule", head, *said[at : at + LINES - 2]] for at in range(0, len(said), LINES - 2)]
     pages: list[list[list[str]]] = [[]]
     for block in blocks:
         if pages[-1] and sum(map(len, pages[-1])) + len(block) > LINES:
@@ -197,7 +197,7 @@ def _latex_table(measures: Sequence[Measure], blocks: Sequence[Sequence[str]], c
         " & ".join(["defense", "$n$", *(tex(measure.name) for measure in measures)]) + " \\\\",
     ]
     for block in blocks:
-        lines += ["\\midrule", *block]
+        lines += block
     return [*lines, "\\bottomrule", "\\end{tabular}}", "\\end{table}"]
 
 

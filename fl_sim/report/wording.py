@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fl_sim.report.cases import AUROC, FEDERATED, NONE
+from fl_sim.report.cases import FEDERATED, NONE
 from fl_sim.report.comparing import LEAST, NO_EVIDENCE, Comparison
 from fl_sim.report.grouping import NO_DEFENSE, Group
 from fl_sim.report.refusals import Losses
@@ -25,6 +25,7 @@ METHOD = (
     f"seeds). From fewer than {LEAST} common seeds, or without a corrected p below {LEVEL}, nothing is called better "
     "or worse."
 )
+AUROC_MEASURE = Measure("auroc", "AUROC", "")
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
 
@@ -109,13 +110,16 @@ def _refused(group: Group) -> str:
 
 
 def _detected(report: Report, group: Group) -> str:
-    """How well detectors of stamped inputs did."""
-    found = [
-        f"{measure.name.removeprefix('AUROC ')} {number(value, measure)}"
-        for measure in report.measures
-        if measure.key.startswith(AUROC) and (value := cell(group, measure.key)) is not None
-    ]
-    return f" Detectors of stamped images have an AUROC of: {', '.join(found)}." if found else ""
+    """How well detectors of stamped inputs did, and on which of the models."""
+    text = ""
+    for name, (before, final) in report.detectors.items():
+        found = [
+            f"{number(value, AUROC_MEASURE)} on the {which} model"
+            for key, which in ((before, "last erased"), (final, "final"))
+            if key is not None and (value := cell(group, key)) is not None
+        ]
+        text += f" {name}: AUROC {', '.join(found)}." if found else ""
+    return text
 
 
 def refusals(report: Report) -> list[tuple[int, list[str], list[str]]]:

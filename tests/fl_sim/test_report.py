@@ -21,7 +21,7 @@ from fl_sim.cli import FAILED, OK, USAGE, main
 from fl_sim.report.curves import curve_bands, durability, erasing_marks
 from fl_sim.report.page import content, embedded, page
 from fl_sim.report.report import Report, report_on
-from fl_sim.report.tables import comparisons_csv, configurations_csv, latex, markdown, tex
+from fl_sim.report.tables import comparisons_csv, configurations_csv, markdown
 from fl_sim.report.wording import by_setting, left_out, sentence, setting_sentence
 
 Capture = pytest.CaptureFixture[str]
@@ -235,28 +235,6 @@ def test_the_markdown_table_is_rectangular(swept: Report) -> None:
     first = [line for line in rows if line.count(" | ") == rows[0].count(" | ")]
     assert len(first) == 1 + 6
     assert "| nad | 5 | 0.850 ± 0.012† | 0.300 ± 0.022† |" in text
-
-
-def test_the_latex_table_is_whole(swept: Report) -> None:
-    """Every row has the table's columns, braces and environments close, and specials are escaped."""
-    text = latex(swept)
-    columns = len(re.search(r"begin\{tabular\}\{(\w+)\}", text)[1])  # type: ignore[index]
-    rows = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
-    assert len(rows) == 1 + 6
-    assert all(len(re.findall(r"(?<!\\)&", row)) == columns - 1 for row in rows)
-    unescaped = re.sub(r"\\[\\{}%&#$_]", "", text)
-    assert unescaped.count("{") == unescaped.count("}")
-    assert [unescaped.count(f"\\{end}{{{name}}}") for name in ("table", "tabular") for end in ("begin", "end")] == [
-        1
-    ] * 4
-    assert "data\\_poisoning" in text
-    assert text.isascii()
-
-
-def test_latex_takes_any_text() -> None:
-    assert tex("50% of a_b & {c} ~ \\ ^ $1 #2") == (
-        r"50\% of a\_b \& \{c\} \textasciitilde{} \textbackslash{} \textasciicircum{} \$1 \#2"
-    )
 
 
 # The page -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from fl_sim.report.page import page
 from fl_sim.report.reading import Run, Unread, read_runs
 from fl_sim.report.report import cell, report_on
 from fl_sim.report.tables import latex, markdown
+from fl_sim.report.wording import refusals, sentence
 
 FOUR = [(0.5, 0.2), (0.6, 0.4), (0.7, 0.6), (0.8, 0.9)]
 
@@ -149,6 +150,7 @@ def test_the_measures_of_a_federated_run(tmp_path: Path) -> None:
             "tpr": 0.5,
             "fpr": 0.25,
             "seconds": 5.0,
+            "taken": 1.0,
             "erasing_seconds": 1.0,
         }
     )
@@ -200,7 +202,7 @@ def test_a_centralized_run_is_a_victim_and_what_each_eraser_made_of_it(tmp_path:
         ("no defense", "nad", "fine_tune"), CENTRAL
     )
     assert found["no defense"][1] == {"acc": 0.9, "asr": 1.0}
-    assert found["nad"][1] == {"acc": 0.85, "asr": 0.1, "erasing_seconds": 0.5}
+    assert found["nad"][1] == {"acc": 0.85, "asr": 0.1, "erasing_seconds": 0.5, "taken": 1.0}
     assert len({group.setting for group in report.groups}) == 1
 
 
@@ -229,7 +231,7 @@ def detection(model: str, detector: str, auroc: float) -> dict[str, Any]:
 
 
 def test_detectors_are_measures_of_the_model_that_they_were_tried_on(tmp_path: Path) -> None:
-    """Of a run the final model's count; of a centralized one the victim's and each eraser's, whichever run has them."""
+    """Of a run the final one and what was erased last; of a centralized one the victim and what each eraser left."""
     made.run(tmp_path / "run", 0, FOUR, detection("before_erasing", "ntd", 0.9), detection("final", "ntd", 0.6))
     for name, detector, values in (("a", "ntd", (0.8, 0.7)), ("b", "scale_up", (0.5, 0.4))):
         with (central(tmp_path / name, 0, "nad") / "metrics.jsonl").open("a") as file:
@@ -241,11 +243,70 @@ def test_detectors_are_measures_of_the_model_that_they_were_tried_on(tmp_path: P
         for group in report.groups
     }
     assert found == {
-        ("federated", "no defense"): {"auroc ntd": 0.6},
+        ("federated", "no defense"): {"auroc ntd": 0.6, "auroc ntd (before erasing)": 0.9},
         (CENTRAL, "no defense"): {"auroc ntd": 0.8, "auroc scale_up": 0.5},
         (CENTRAL, "nad"): {"auroc ntd": 0.7, "auroc scale_up": 0.4},
     }
-    assert [measure.name for measure in report.measures][-2:] == ["AUROC ntd", "AUROC scale_up"]
+    names = [measure.name for measure in report.measures if measure.key.startswith("auroc")]
+    assert names == ["AUROC ntd", "AUROC ntd (before erasing)", "AUROC scale_up"]
+    assert report.detectors == {
+        "ntd": ("auroc ntd (before erasing)", "auroc ntd"),
+        "scale_up": (None, "auroc scale_up"),
+    }
+    assert " ntd: AUROC 0.900 on the last erased model, 0.600 on the final model." in sentence(report, 0)
+
+
+def test_what_was_refused_is_counted_and_told(tmp_path: Path) -> None:
+    """Seed 0: of 4 + 4 + 8 (two attempts) updates 4 + 3 + 0 counted, and one of two erasings was refused.
+
+    Seed 1 says nothing of refusals; its only erasing was taken. So 9 of 16 updates, one of three rounds and erasings.
+    """
+    asked = [
+        {"clients": 4, "asked": 4, "refused": 1, "refused_for": {"stale": 1}, "skipped": False},
+        {"clients": 3},
+        {"clients": 0, "asked": 8, "refused": 6, "refused_for": {"late": 4, "raised": 2}, "skipped": True},
+    ]
+    asked[1] |= {"asked": 4, "refused": 1, "refused_for": {"late": 1}, "skipped": False}
+    events = [{**event, **more} for event, more in zip(made.rounds(FOUR[:3]), asked, strict=True)]
+    fell = made.erase(2, (0.6, 0.4), (0.1, 0.0), accepted=False, reason="accuracy fell")
+    told = [fell, made.erase(3, (0.7, 0.6), (0.7, 0.6))]
+    told += [{"event": "client_failed", "round": 3, "client": c, "reason": "InjectedCrash: no"} for c in (5, 7)]
+    told.append(detection("final", "ntd", 0.0) | {"auroc": None, "reason": "a score is NaN or infinite"})
+    made.write(tmp_path / "0", made.config(0, 3, eraser="nad"), [*events, *told])
+    made.run(tmp_path / "1", 1, FOUR[:3], made.erase(2, (0.6, 0.4), (0.6, 0.4)), eraser="nad")
+    made.run(tmp_path / "2", 1, FOUR[:3])
+    report = report_on([tmp_path])
+    [(index, words, said)] = refusals(report)
+    assert words[1:] == ["nad", "1 of 3", "9 of 16", "late 5, raised 2, stale 1", "1 of 3"]
+    assert said == [
+        "seed 0, round 2: the model that nad left was refused: accuracy fell",
+        "seed 0, no AUROC of ntd on the model 'final': a score is NaN or infinite",
+        "seed 0, round 3: client 5 raised: InjectedCrash: no (and 1 more)",
+    ]
+    case = report.groups[index].cases[0]
+    assert [case.measures[key] for key in ("taken", "lost", "skipped")] == pytest.approx([1 / 2, 9 / 16, 1 / 3])
+    text = sentence(report, index)
+    assert "The server refused 1 of its 3 erasings." in text
+    assert "Of 16 updates 9 were lost (late 5, raised 2, stale 1), and 1 of 3 rounds came to nothing." in text
+    assert "late 5, raised 2" in markdown(report)
+    assert {"taken", "lost", "skipped"} <= {measure.key for measure in report.measures}
+
+
+def test_a_report_without_refusals_has_no_word_of_them(tmp_path: Path) -> None:
+    made.run(tmp_path / "run", 0, FOUR, made.erase(2, (0.6, 0.4), (0.6, 0.4)), eraser="nad")
+    report = report_on([tmp_path])
+    assert not refusals(report)
+    assert not {"taken", "lost", "skipped"} & {measure.key for measure in report.measures}
+    assert "refused" not in markdown(report).lower()
+
+
+def test_a_centralized_eraser_that_a_server_would_refuse_is_told(tmp_path: Path) -> None:
+    folder = central(tmp_path / "run", 0, "fine_tune")
+    with (folder / "metrics.jsonl").open("a") as file:
+        refused = made.erase(0, (0.9, 1.0), (0.1, 0.0), eraser="nad", accepted=False, reason="accuracy fell")
+        file.write(json.dumps(refused) + "\n")
+    [(_, words, said)] = refusals(report_on([tmp_path]))
+    assert (words[1:3], said) == (["nad", "1 of 1"], ["seed 0, the model that nad left was refused: accuracy fell"])
 
 
 def test_a_key_that_was_added_later_has_its_default(tmp_path: Path) -> None:

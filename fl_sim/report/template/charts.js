@@ -18,7 +18,9 @@ function curves(group, index, groups) {
   const all = known.flatMap(([key]) => group.curves[key].at);
   if (!all.length) return null;
   const unit = group.kind === "federated" ? "round" : "epoch";
-  const last = Math.max(...all), first = Math.min(...all);
+  // One axis for the setting, so that its curves can be compared, and an unfinished one is seen to be.
+  const beside = groups.filter((other) => other.kind === group.kind && other.setting === group.setting);
+  const last = Math.max(...beside.flatMap((other) => Object.values(other.curves)).map((band) => band.at.at(-1) ?? 0)), first = Math.min(...all);
   const f = frame({ x: [first, Math.max(last, first + 1)], y: [0, 1], xLabel: unit, label: `${group.setting}, ${group.defense}: ${group.sentence}`, whole: true });
   for (const [at, taken, refused] of group.erasings) {
     f.root.append(svg("line", { class: "erasing", x1: f.sx(at), x2: f.sx(at), y1: f.top, y2: f.height - f.bottom },
@@ -112,6 +114,7 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
     if (x && y) points.push({ group, index, x, y });
   }
   if (!points.length) return null;
+  if (!xRange && points.every(({ x }) => x.mean === 0)) return null; // nothing that costs anything yet
   const farthest = xRange ? xRange[1] : Math.max(...points.map(({ x }) => x.mean + (x.half ?? 0)), 1e-9) * 1.04;
   const f = frame({
     height: 240, x: [0, farthest], y: [0, 1], xLabel: xMeasure.name, yLabel: yMeasure.name,

@@ -51,7 +51,7 @@ def assert_near(left: Path, right: Path, tolerance: float) -> None:
     [
         ("attack=model_replacement",),
         ("attack=none", "client.augment=true", "client.momentum=0.9", "client.schedule=cosine"),
-        ("attack=neurotoxin", "partition.alpha=0.3", "client.epochs=2"),
+        pytest.param(("attack=neurotoxin", "partition.alpha=0.3", "client.epochs=2"), marks=pytest.mark.slow),
         ("attack=data_poisoning", "attack.mode=per_batch", "client.weight_decay=0.001"),
     ],
     ids=["stacked attackers", "augmented", "hooked attackers", "stamped per batch"],

@@ -273,6 +273,7 @@ def test_a_sweep_without_bad_jobs_succeeds(cwd: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_in_turn(cwd: Path, capsys: Capture) -> None:
     """`--jobs 2` finds the same folders with the same numbers; a bad job is told, and does not stop the others."""
     words = ["run", "-m", *tiny.TINY, "rounds=2", "seed=0,1"]

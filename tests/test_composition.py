@@ -23,10 +23,6 @@ from fl_sim.build import build, choices, compose_config, conf_folder, world_of
 from fl_sim.cli import USAGE, main
 from fl_sim.errors import ConfigError
 
-GROUPS = (
-    *("aggregator", "eraser", "trigger", "attack", "partition", "erasing"),
-    *("collusion", "client", "threat", "server_optimizer", "sampler", "detection"),
-)
 REFUSED: dict[frozenset[Value], str] = {
     frozenset({("attack", attack), ("trigger", trigger)}): "changes no pixel of a plain image"
     for attack in ("a3fl", "cerp")
@@ -70,7 +66,7 @@ def names(group: str) -> tuple[str, ...]:
 
 @cache
 def space() -> Space:
-    return Space({group: names(group) for group in GROUPS}, MASKS, frozenset(REFUSED))
+    return Space({group: names(group) for group in tiny.COMPOSED}, MASKS, frozenset(REFUSED))
 
 
 @cache
@@ -151,8 +147,8 @@ def test_a_refused_pair_is_in_no_row_and_a_masked_one_is_shown_elsewhere() -> No
 def test_the_array_shows_every_pair_of_choices() -> None:
     """Counted without the generator's own bookkeeping: each pair stands in a row in which no third value hides it."""
     found = rows(2)
-    assert all(set(row) == set(GROUPS) for row in found)
-    for first, second in combinations(GROUPS, 2):
+    assert all(set(row) == set(tiny.COMPOSED) for row in found)
+    for first, second in combinations(tiny.COMPOSED, 2):
         seen = {
             (row[first], row[second])
             for row in found
@@ -182,8 +178,12 @@ def test_pairs_that_cannot_work_are_refused(
 
 @pytest.mark.usefixtures("no_worlds")
 @pytest.mark.parametrize("row", rows(1), ids=lambda row: "-".join(list(row.values())[:4]))
-def test_every_choice_runs_among_others(row: dict[str, str], tmp_path: Path) -> None:
+def test_every_choice_runs_among_others(row: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is called, but those that another one leaves without work; policies are seen by when they erase."""
+    hidden = {"erasing", *(group for value in row.items() for group in MASKS.get(value, ()))}
+    calls = {group: tiny.calls_of(monkeypatch, group, name) for group, name in row.items() if group not in hidden}
     run(row, tmp_path)
+    assert not [group for group, given in calls.items() if given == []]
 
 
 @pytest.mark.slow

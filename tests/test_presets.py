@@ -69,7 +69,7 @@ TABLES = {
 CLEAN_LABEL = {"sig", "cl", "fc"}
 
 
-@pytest.mark.parametrize("small", ["", "_small"])
+@pytest.mark.parametrize("small", [pytest.param("", marks=pytest.mark.slow), "_small"])
 @pytest.mark.parametrize("name", TABLES)
 def test_one_command_makes_a_papers_table(name: str, small: str) -> None:
     """The command in the preset's own comment: each of its attacks builds, poisons a tenth of all images, or four

@@ -23,7 +23,6 @@ from fl_sim.errors import ConfigError, RunError
 from fl_sim.metrics import defense_effectiveness, evaluate
 from fl_sim.protocols import Update
 from fl_sim.rounds import Federation, detection_rates
-from fl_sim.schema import locate
 from fl_sim.tracking import read_metrics
 from fl_sim.training import fit
 
@@ -625,29 +624,26 @@ def words(group: str, name: str) -> list[str]:
     return [*base, f"{group}={name}", *(need for need in needs if name != "digits" or need != "data.samples=300")]
 
 
-@pytest.mark.parametrize(("group", "name"), COMPONENTS)
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        # In the default suite these are called among others: tests/test_composition.py.
+        pytest.param(group, name, marks=[pytest.mark.slow] if group in tiny.COMPOSED else [])
+        for group, name in COMPONENTS
+    ],
+)
 def test_the_component_that_a_configuration_names_really_runs(
     group: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own method is called, not a relative's, and the run ends with finite numbers."""
     if name == "ray":
         pytest.importorskip("ray", reason="engine=ray needs the extra `ray`")
-    section: Any = OmegaConf.to_container(OmegaConf.load(choices(group, [conf_folder()])[name])) or {}
-    calls: list[Any] = []
-    if "_target_" in section:
-        target: Any = locate(section["_target_"])
-        original = getattr(target, CALLS[group])
-
-        def spying(self: object, *given: Any, **named: Any) -> Any:
-            if type(self) is target:
-                calls.append(given)
-            return original(self, *given, **named)
-
-        monkeypatch.setattr(target, CALLS[group], spying)
+    given = tiny.calls_of(monkeypatch, group, name)
     build.world_of.cache_clear()  # so that the data is really loaded
     (tmp_path / "run").mkdir()
     execution.start(build.compose_config(words(group, name)), tmp_path / "run", [])
-    assert bool(calls) == ("_target_" in section)
+    assert given != []
+    calls = given or []
     rounds = tiny.events(tmp_path / "run", "round")
     assert all(isinstance(event["loss"], float) and math.isfinite(event["train_loss"]) for event in rounds)
     malicious = sum(event["malicious"] for event in rounds)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.build import CALLS, choices, compose_config, conf_folder
 from fl_sim.rounds import Federation
+from fl_sim.schema import locate
 
 TINY = (
     "data=synthetic",
@@ -68,6 +70,31 @@ def interrupted(folder: Path, step: str, at: int, *overrides: str, after: bool =
             execution.start(tiny(*overrides), folder, ["fl-sim", "run"])
     assert not (folder / "done").exists()
     return folder
+
+
+COMPOSED = (
+    *("aggregator", "eraser", "trigger", "attack", "partition", "erasing"),
+    *("collusion", "client", "threat", "server_optimizer", "sampler", "detection"),
+)
+"""The groups whose choices are tested in all pairs, and each among others."""
+
+
+def calls_of(patch: pytest.MonkeyPatch, group: str, name: str) -> list[Any] | None:
+    """What a choice's own method, not a relative's, is given from now on; nothing for a choice that is no component."""
+    section: Any = OmegaConf.to_container(OmegaConf.load(choices(group, [conf_folder()])[name])) or {}
+    if "_target_" not in section:
+        return None
+    calls: list[Any] = []
+    target: Any = locate(section["_target_"])
+    original = getattr(target, CALLS[group])
+
+    def spying(self: object, *given: Any, **named: Any) -> Any:
+        if type(self) is target:
+            calls.append(given)
+        return original(self, *given, **named)
+
+    patch.setattr(target, CALLS[group], spying)
+    return calls
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -422,7 +422,14 @@ def clean_digits() -> tuple[Classifier, Samples, Samples]:
 
 @pytest.mark.parametrize(
     "trigger",
-    [Trojan(), Dynamic(epochs=2), Lira(epochs=2), Dfst(), Lba(), Satba(epochs=2)],
+    [
+        Trojan(),
+        pytest.param(Dynamic(epochs=2), marks=pytest.mark.slow),
+        pytest.param(Lira(epochs=2), marks=pytest.mark.slow),
+        Dfst(),
+        Lba(),
+        pytest.param(Satba(epochs=2), marks=pytest.mark.slow),
+    ],
     ids=name,
 )
 def test_a_model_learns_the_backdoor(trigger: Any) -> None:

@@ -91,7 +91,12 @@ PROOFS = {
 }
 
 
-@pytest.mark.parametrize("name", PROOFS)
+LONG = ("refool", "wave", "cba", "wanet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] if each in LONG else []) for each in PROOFS]
+)
 def test_a_model_learns_the_backdoor_and_a_clean_one_does_not_have_it(name: str) -> None:
     """ASR ≥ 0.9 at an ACC within 0.05 of the clean model's; the clean model's ASR near chance."""
     proof = PROOFS[name]

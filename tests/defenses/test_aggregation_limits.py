@@ -108,8 +108,14 @@ def test_all_that_flower_ships_is_either_used_or_refused_for_a_reason() -> None:
     assert sorted([*flower.names(), *flower.UNFIT]) == shipped()
 
 
-@pytest.mark.parametrize("strategy", flower.names())
-@pytest.mark.parametrize("clients", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("strategy", "clients"),
+    [
+        pytest.param(strategy, clients, marks=[pytest.mark.slow] if (strategy, clients > 2) == ("Bulyan", True) else [])
+        for strategy in flower.names()
+        for clients in (1, 2, 3, 7)
+    ],
+)
 def test_each_of_flowers_strategies_makes_a_step(strategy: str, clients: int) -> None:
     """From one client on, but for Bulyan, which needs three at least. Of copies of one update those that take no
     step of their own make that update."""

@@ -131,6 +131,7 @@ def test_the_score_is_taken_to_the_class_that_the_tested_model_predicts() -> Non
         assert score == pytest.approx(1 - sum(cosines) / len(cosines), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ntd_finds_the_patch_on_digits(found: tuple[Victim, Screen]) -> None:
     """What the model calls a zero does not look like one to a network that never saw the patch."""
     patient, screen = found

@@ -277,8 +277,8 @@ def default_victim() -> Victim:
 @pytest.mark.parametrize(
     ("eraser", "asr", "acc"),
     [
-        (NcUnlearn(), 0.1, 0.95),
-        (Mcl(), 0.1, 0.9),
+        pytest.param(NcUnlearn(), 0.1, 0.95, marks=pytest.mark.slow),
+        pytest.param(Mcl(), 0.1, 0.9, marks=pytest.mark.slow),
         (Bna(), 0.5, 0.85),
         pytest.param(Ibau(), 0.8, 0.94, marks=pytest.mark.slow),
     ],

@@ -142,6 +142,7 @@ def test_the_patch_generator_learns_to_disturb_the_old_model() -> None:
     assert learnt > 1.2 * random
 
 
+@pytest.mark.slow
 def test_a_real_backdoor_is_suppressed_with_a_clean_set() -> None:
     """Before: ACC .98, ASR 1.00. Measured here: .98/.10 .97/.16 .98/.04; on two other victims .96/.03 .97/.04."""
     scene = victim()

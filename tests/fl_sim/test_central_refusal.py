@@ -23,7 +23,12 @@ def erasings(folder: Path) -> list[dict[str, Any]]:
     return tiny.events(done.parent, "erase")
 
 
-def test_erasers_that_diverge_are_refused_and_recorded(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "erasers", [["nad", "argd", "anp"], pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_erasers_that_diverge_are_refused_and_recorded(
+    erasers: list[str] | None, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each eraser that has a rate, at a rate of 1e6: none raises, and none is accepted but those that choose what to
     prune by its cost on held-out clean images, and then rather prune nothing."""
     original, rates = compose_config, ("lr", "recovery_lr", "unlearning_lr")
@@ -40,7 +45,7 @@ def test_erasers_that_diverge_are_refused_and_recorded(cwd: Path, monkeypatch: p
 
     monkeypatch.setattr("fl_sim.build.compose_config", composed)
     sections = original(["erasers=all"])["erasers"]
-    trained = [name for name, section in sections.items() if any(key in section for key in rates)]
+    trained = erasers or [name for name, section in sections.items() if any(key in section for key in rates)]
     assert main(["central", *tiny.TINY, *LEARNT, f"erasers=[{','.join(trained)}]"]) == OK
     found = erasings(cwd / "runs")
     assert [event["eraser"] for event in found] == trained

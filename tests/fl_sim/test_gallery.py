@@ -89,6 +89,7 @@ def test_the_command_draws_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1 of 1 triggers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_says_what_could_not_be_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

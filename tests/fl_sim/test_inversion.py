@@ -59,6 +59,7 @@ def test_the_cost_follows_a_naive_loop() -> None:
     assert naive[3] == pytest.approx(1e-3 * 2**19)  # 60 successes are 20 rises, of which the first sets λ
 
 
+@pytest.mark.slow
 def test_it_finds_the_backdoor() -> None:
     """The victim's trigger is a 2×2 patch in the lower right corner towards class 0: that class needs a mask of fewer
     than its four pixels' sum, nearly all of it there, and the others need much more."""

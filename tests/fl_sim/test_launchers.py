@@ -43,6 +43,7 @@ def launched(cwd: Path, capsys: Capture, *command: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_joblib(cwd: Path, capsys: Capture) -> None:
     """Real processes of joblib's."""

@@ -44,6 +44,7 @@ def test_a_changed_number_is_found(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_centralized_run_trains_its_victim_again(tmp_path: Path) -> None:
     """From the kept victim of the first run, a replay would show nothing."""
     config = tiny.tiny("erasers=[fine_tune]", "central.epochs=2", f"output={tmp_path}")

@@ -208,6 +208,7 @@ class Tight(ThisMachine):
         return 0
 
 
+@pytest.mark.slow
 def test_without_memory_runs_wait_for_each_other_and_none_for_ever(cwd: Path) -> None:
     """Two places, no memory: never two at a time, the reason is told, and both are made."""
     views: list[View] = []

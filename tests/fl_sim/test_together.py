@@ -124,7 +124,13 @@ def test_ragged_clients_train_as_they_would_alone(channels_last: bool) -> None:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     "architecture",
-    [Cnn(width=3), WideResNet(10, 1), Preact(), ResNet18(), Vgg11Bn()],
+    [
+        Cnn(width=3),
+        WideResNet(10, 1),
+        Preact(),
+        pytest.param(ResNet18(), marks=pytest.mark.slow),
+        pytest.param(Vgg11Bn(), marks=pytest.mark.slow),
+    ],
     ids=["cnn", "wrn", "preact_resnet", "resnet18", "vgg11_bn"],
 )
 def test_every_network_that_can_be_stacked(architecture: Architecture) -> None:
@@ -132,6 +138,7 @@ def test_every_network_that_can_be_stacked(architecture: Architecture) -> None:
     both(lambda: jobs_of((5, 1, 3), architecture, epochs=1, batch_size=4))
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_a_lone_sample_on_a_single_position_is_normalised_as_alone() -> None:

@@ -79,6 +79,11 @@ SWEEPING = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper
 """Hydra's settings of sweeps, which `sweep_plan` reads: they are no part of a run's configuration."""
 LATER: dict[str, Any] = {"faults": {}, "quorum": 1, "below_quorum": "skip", "repeats": 3, "timeout": None}
 """Keys that were added with the value that changes nothing: with it, a run is still the run that it was before them."""
+IN_PASSING = (
+    *("name", "output", "choices", "rounds", "init", "device", "engine", "timeout", "tracker", "checkpoint", "eval"),
+    *("detection", "central", "erasers", "baselines", "detectors"),
+)
+"""Keys that a run may go on with another value of."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -159,20 +164,25 @@ def _composed(overrides: Sequence[Override], folders: Sequence[Path]) -> tuple[D
     time to set. What Hydra would complain of goes to Hydra.
     """
     values = [override for override in overrides if _is_value(override, folders)]
-    if values:
-        content, chosen = _by_hydra(
-            tuple(str(each.input_line) for each in overrides if each not in values), _state(folders)
-        )
+    state = _state(folders)
+    content, chosen = _by_hydra(tuple(str(each.input_line) for each in overrides if each not in values), state)
+    config = _with_values(content, values)
+    if config is None:
+        content, chosen = _by_hydra(tuple(str(each.input_line) for each in overrides), state)
         config = OmegaConf.create(content)
-        OmegaConf.set_struct(config, True)
-        try:
-            for override in values:
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-            return config, chosen
-        except OmegaConfBaseException:
-            pass  # said below, in the words that Hydra has for it
-    content, chosen = _by_hydra(tuple(str(each.input_line) for each in overrides), _state(folders))
-    return OmegaConf.create(content), chosen
+    return config, chosen
+
+
+def _with_values(content: Config, overrides: Sequence[Override]) -> DictConfig | None:
+    """A composition with other values; None where one of them has no place in it."""
+    config = OmegaConf.create(content)
+    OmegaConf.set_struct(config, True)
+    try:
+        for override in overrides:
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException:
+        return None
+    return config
 
 
 def _is_value(override: Override, folders: Sequence[Path]) -> bool:
@@ -428,6 +438,15 @@ def config_hash(config: Config) -> str:
     decisive = {key: value for key, value in decisive.items() if key not in LATER or value != LATER[key]}
     if config.get("init"):
         decisive["init"] = fingerprint(str(config["init"]))
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan_hash(config: Config) -> str:
+    """Names what a checkpoint belongs to: all that decides what comes of a round.
+
+    Not how many rounds there are, nor what computes, scores and tells of them: that may change before a run goes on.
+    """
+    decisive = {key: value for key, value in config.items() if key not in IN_PASSING}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -87,7 +87,7 @@ class Course:
         score = evaluate(model, self._images, self._backdoor)
         self.scoring += time.perf_counter() - started
         self._scored = self._epoch
-        fields = {"acc": score.acc, "asr": score.asr, "ra": score.ra, "loss": score.loss}
+        fields = {**shown(score), "loss": score.loss}
         if self._track.images is not None:
             fields["images"] = len(self._images)
         self._tracker.log("central", round=0, method=self._method, epoch=self._epoch, **fields)
@@ -178,7 +178,7 @@ def _found(path: Path, world: World, tracker: Tracker) -> Victim | None:
         events = json.loads(saved["events"])
         record = {k: v.to(world.device) if isinstance(v, torch.Tensor) else v for k, v in saved["record"].items()}
         victim = Victim(model.eval(), record, saved["seconds"])
-    except (RunError, KeyError, RuntimeError, ValueError):
+    except (RunError, KeyError, RuntimeError, TypeError, AttributeError, ValueError):
         return None
     for event in events:
         tracker.log("central", **event)
@@ -203,7 +203,7 @@ def cached_clean(world: World, plan: Central, config: Mapping[str, Any], folder:
             model = world.new_model()
             model.load_state_dict(saved["model"])
             return model, saved["seconds"]
-        except (RunError, KeyError, RuntimeError):
+        except (RunError, KeyError, RuntimeError, TypeError, AttributeError):
             model, seconds = train_clean(world, plan)
             save_tensors(path, {"model": model.state_dict(), "seconds": seconds})
             return model, seconds
@@ -295,12 +295,17 @@ def outcome(before: Score, model: Classifier, erased: Classifier, world: World, 
     refused = refusal(model, erased, world.clean, world.parts.erasing.floor)
     verdict: dict[str, Any] = {"accepted": True} if refused is None else {"accepted": False, "reason": refused}
     if not is_finite(world.layout.read(erased)):
-        return fields | {"acc": None, "asr": None, "ra": None, "der": None} | verdict
+        return fields | {**shown(None), "der": None} | verdict
     after = evaluate(erased, world.test, backdoor)
     der = None
     if before.asr is not None and after.asr is not None:
         der = defense_effectiveness(before.acc, before.asr, after.acc, after.asr)
-    return fields | {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der} | verdict
+    return fields | {**shown(after), "der": der} | verdict
+
+
+def shown(score: Score | None) -> dict[str, float | None]:
+    """What is told of a model, or that it could not be scored; some papers' ACC leaves the target class out."""
+    return {key: getattr(score, key, None) for key in ("acc", "acc_non_target", "asr", "ra")}
 
 
 def run_central(config: Mapping[str, Any], world: World, folder: Path, *trackers: Tracker) -> dict[str, Any]:
@@ -334,7 +339,7 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, *trackers
         metrics.close()
     save_tensors(folder / "model_before_erasing.pt", victim.model.state_dict())
     plain = [{key: value for key, value in result.items() if key != "event"} for result in results]
-    scores = {"acc": before.acc, "asr": before.asr, "ra": before.ra, "seconds": victim.seconds, "erasers": plain}
+    scores = {**shown(before), "seconds": victim.seconds, "erasers": plain}
     return scores | ({"detections": screening.results} if screening.results else {})
 
 

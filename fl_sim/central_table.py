@@ -14,8 +14,8 @@ from fl_sim.folder import write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("acc", "asr", "ra", "der", "seconds")
-HEADINGS = ("", "ACC", "ASR", "RA", "DER", "seconds")
+COLUMNS = ("acc", "acc_non_target", "asr", "ra", "der", "seconds")
+HEADINGS = ("", "ACC", "ACC, others", "ASR", "RA", "DER", "seconds")
 
 
 def interval(values: Iterable[float | None]) -> tuple[float, float | None] | None:

@@ -56,7 +56,10 @@ class Checkpoints:
             raise RunError(
                 f"can't resume from {self._path}: format {content.get('format')}, this version reads {FORMAT}"
             )
-        self._versions = dict(content["clients"])
+        versions = content.get("clients")
+        if not isinstance(versions, dict):
+            raise RunError(f"can't resume from {self._path}: it does not say which clients remember something")
+        self._versions = versions
         return content, {client: load_tensors(self._file(client)) for client in self._versions}
 
     def save(self, round_: int, content: Mapping[str, Any], changed: Mapping[int, State]) -> None:

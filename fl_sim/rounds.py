@@ -66,7 +66,11 @@ class Exchange(Protocol):
 class Federation:
     """One federated run in a run folder: the loop and everything that survives from round to round."""
 
-    def __init__(self, world: World, exchange: Exchange, folder: Path, trackers: Sequence[Tracker]) -> None:
+    def __init__(
+        self, world: World, exchange: Exchange, folder: Path, trackers: Sequence[Tracker], plan: str = ""
+    ) -> None:
+        """`plan` names the configuration: a checkpoint of another one is refused."""
+        self._plan = plan
         self._world = world
         self._parts = world.parts
         self._settings = world.parts.settings
@@ -377,6 +381,7 @@ class Federation:
             "states": {name: dict(state) for name, state in self._states.items()},
             "metrics_length": self._metrics.commit(),
             "attacked": self._attacked,
+            "plan": self._plan,
         }
         if self._underway:
             content["underway"] = [list(each) for each in self._underway]
@@ -394,11 +399,28 @@ class Federation:
             return 0
         content, clients = self._found
         self._found = None
-        if content["names"] != list(self._layout.names) or content["vector"].shape != self._vector.shape:
+        try:
+            length, finished = self._put_back(content, clients)
+        except RunError:
+            raise
+        except Exception as error:  # whatever of it has another type or shape than what was saved
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RunError(f"can't resume {self._folder}: its checkpoint is damaged ({said})") from error
+        self._metrics.rewind(length)
+        rebuild(self._trackers, self._folder)
+        return finished
+
+    def _put_back(self, content: Mapping[str, Any], clients: Mapping[int, State]) -> tuple[int, int]:
+        """Take up what a checkpoint holds; how long the record was then, and the round after which that was."""
+        vector = content["vector"].to(self._world.device)
+        fits = vector.shape == self._vector.shape and vector.dtype == self._vector.dtype
+        if content["names"] != list(self._layout.names) or not fits:
             raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
-        self._vector = content["vector"].to(self._world.device)
+        if content.get("plan", self._plan) != self._plan:
+            raise RunError(f"can't resume {self._folder}: its checkpoint is of another configuration")
+        self._vector = vector
         self._model.load_state_dict(content["counters"], strict=False)
-        self._states |= content["states"]
+        self._states |= {name: dict(content["states"][name]) for name in self._states}
         self._adopt(self._states["trigger"])
         self._attacked = bool(content.get("attacked", False))
         self._underway = [(client, round_, number) for client, round_, number in content.get("underway", ())]
@@ -407,10 +429,7 @@ class Federation:
         if "signals" in content:
             self._signals, self._erased_after = Signals(**content["signals"]), content["erased_after"]
         self._exchange.restore(clients)
-        self._metrics.rewind(content["metrics_length"])
-        rebuild(self._trackers, self._folder)
-        finished: int = content["round"]
-        return finished
+        return int(content["metrics_length"]), int(content["round"])
 
 
 def _finite(record: State) -> bool:

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fl_sim.acceptance import Refusal, Replies
-from fl_sim.build import Config, build, config_text, to_text, trackers_of, world_of
+from fl_sim.build import Config, build, config_text, plan_hash, to_text, trackers_of, world_of
 from fl_sim.console import Progress
 from fl_sim.engines.records import TensorArray, by_reference, pack
 from fl_sim.engines.replies import read_replies
@@ -46,7 +46,8 @@ def _federate(config: str, folder: Path, grid: Grid) -> None:
     world = world_of(config)
     settings = world.parts.settings
     with Progress(settings.rounds, title=settings.name) as progress:
-        Federation(world, GridExchange(grid, world), folder, [*trackers_of(config, folder), progress]).run()
+        trackers = [*trackers_of(config, folder), progress]
+        Federation(world, GridExchange(grid, world), folder, trackers, plan_hash(json.loads(config))).run()
 
 
 def _from_beginning_to_end(grid: Grid, run_config: Mapping[str, object]) -> None:

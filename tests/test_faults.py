@@ -15,7 +15,7 @@ import misbehaving
 import pytest
 import tiny
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from omegaconf import OmegaConf
 from toys import seeded
 
@@ -153,7 +153,7 @@ def test_the_timeout_reaches_the_grid_and_missing_replies_are_counted(tmp_path: 
 VECTOR = torch.zeros(5)
 
 
-def reply_from(node: int, content: RecordDict) -> Message:
+def reply_from(node: int, content: RecordDict | Error) -> Message:
     """A reply of that node to a message."""
     grid = InProcessGrid(lambda message, context: Message(content, reply_to=message), 9, {}, 1)  # type: ignore[arg-type]
     try:
@@ -201,6 +201,14 @@ def test_an_answer_counts_once_and_only_from_those_who_were_asked() -> None:
         (None, "wrong_client"),
         (2, "no_reply"),
     ]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(2, "raised"), (5, "no_reply"), (4, "no_reply"), (8, "raised")])
+def test_a_node_that_has_gone_is_told_from_a_client_that_raises(code: int, reason: str) -> None:
+    """Flower's SuperLink answers in place of a node it hears nothing of; only an exception is the program's fault."""
+    answer = reply_from(FIRST_NODE, Error(code, "as Flower says"))
+    _, [refusal] = read_replies([answer], [(0, 4, 0)], {FIRST_NODE: 0}, VECTOR)
+    assert (refusal.client, refusal.reason, refusal.detail) == (0, reason, "as Flower says")
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "its checkpoint is of another model",
     ),
+    "another configuration": (
+        lambda folder: (folder / "config.yaml").write_text(
+            (folder / "config.yaml").read_text().replace("batch_size: 32", "batch_size: 31")
+        ),
+        "its checkpoint is of another configuration",
+    ),
+    "a checkpoint of odd values": (
+        lambda folder: torch.save(
+            torch.load(folder / "checkpoint.pt") | {"states": [1], "vector": "long"}, folder / "checkpoint.pt"
+        ),
+        "its checkpoint is damaged",
+    ),
 }
 
 

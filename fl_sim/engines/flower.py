@@ -12,11 +12,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""Errors with which a SuperLink answers in place of a node that it hears nothing more of."""
 SERVER_NODE = 1
 POLL_SECONDS = 0.01
 STARTING = 10

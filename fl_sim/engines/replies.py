@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message
 from torch import Tensor
 
 from fl_sim.acceptance import Reason, Refusal, fault_in, to_another
+from fl_sim.engines.flower import GONE
 from fl_sim.engines.records import to_tensor, unpack
 from fl_sim.protocols import Update
 
@@ -71,7 +72,8 @@ def _misaddressed(reply: Message, order: Header) -> tuple[Reason, str] | None:
 
 def _read(reply: Message, vector: Tensor) -> Update | tuple[Reason, str]:
     if reply.has_error():
-        return "raised", reply.error.reason or f"error {reply.error.code}"
+        reason = reply.error.reason or f"error {reply.error.code}"
+        return ("no_reply" if reply.error.code in GONE else "raised"), reason
     try:
         arrays = reply.content.array_records["update"]
         if list(arrays) != ["delta"]:

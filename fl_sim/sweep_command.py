@@ -44,13 +44,16 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
     """A sweep's table, with the reason of each failure, and what to do about them."""
     from rich.table import Table
 
+    from fl_sim.sweep_progress import in_common, told_apart
+
     table = Table()
     for heading in ("run", "ACC", "ASR", "highest ASR", ""):
         table.add_column(heading, justify="right" if heading.isupper() or "ASR" in heading else "left", overflow="fold")
+    shared = in_common([outcome.job for outcome in outcomes])
     for outcome in outcomes:
         numbers = ("acc", "asr", "asr_max")
         row = (shown(outcome.summary[key]) if outcome.summary else "–" for key in numbers)
-        table.add_row(" ".join(outcome.job), *row, outcome.state)
+        table.add_row(told_apart(outcome.job, shared), *row, outcome.state)
     console.print(table)
 
 
@@ -80,14 +83,13 @@ def _with_jobs(asked: Plan, flags: Mapping[str, str]) -> Plan:
 
 def _progress(asked: Plan, jobs: Sequence[Job], total: int, console: Console) -> SweepProgress:
     from fl_sim.launchers import Basic
-    from fl_sim.sweep_progress import SweepProgress
+    from fl_sim.sweep_progress import SweepProgress, in_common
 
     count = min(asked.launcher.at_once(jobs), max(1, total))
     side_by_side = count > 1 or not isinstance(asked.launcher, Basic)
     if side_by_side:
         console.print(f"{total} runs, {count} at a time", soft_wrap=True)
-    shared = frozenset.intersection(*(frozenset(job) for job in jobs)) if len(jobs) > 1 else frozenset[str]()
-    return SweepProgress(total, stream=sys.stdout, side_by_side=side_by_side, shared=shared)
+    return SweepProgress(total, stream=sys.stdout, side_by_side=side_by_side, shared=in_common(jobs))
 
 
 def _launched(

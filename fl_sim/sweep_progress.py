@@ -68,6 +68,16 @@ class Stand:
         return cls(running.job, last["round"], running.rounds, f"round {last['round']}/{running.rounds}{scores}")
 
 
+def in_common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
+    """The words that all jobs of a sweep have; none if there is only one."""
+    return frozenset.intersection(*(frozenset(job) for job in jobs)) if len(jobs) > 1 else frozenset[str]()
+
+
+def told_apart(job: Sequence[str], shared: frozenset[str]) -> str:
+    """A job by what tells it from the others."""
+    return " ".join(word for word in job if word not in shared) or " ".join(job)
+
+
 class SweepProgress:
     """Counts a sweep's outcomes and shows them: live in a terminal, plain lines elsewhere."""
 
@@ -93,6 +103,8 @@ class SweepProgress:
         if self.live:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True)
             self._live.start()
+        elif self._shared:
+            self._say(f"{self._jobs} runs of {' '.join(sorted(self._shared))}")
         return self
 
     def __exit__(
@@ -114,7 +126,7 @@ class SweepProgress:
             for running in view.running:
                 if running.job not in {each.job for each in before.running}:
                     self._begun = min(self._begun + 1, self._jobs)
-                    self._say(f"[{self._begun}/{self._jobs}] {' '.join(running.job)}")
+                    self._say(f"[{self._begun}/{self._jobs}] {self._name(running.job)}")
             return
         if view.held_up is not None and before.held_up is None:
             self._say(f"waiting: {view.held_up}")
@@ -124,7 +136,7 @@ class SweepProgress:
 
     def ended(self, outcome: Outcome) -> None:
         """Count an outcome, and tell it where nothing is live."""
-        job = " ".join(outcome.job)
+        job = self._name(outcome.job)
         if outcome.busy:
             self._tell(f"{job}: {outcome.state}; looked at again at the end")
             return
@@ -178,8 +190,7 @@ class SweepProgress:
             return Group(*lines)
 
     def _name(self, job: tuple[str, ...]) -> str:
-        """A job by what tells it from the others."""
-        return " ".join(word for word in job if word not in self._shared) or " ".join(job)
+        return told_apart(job, self._shared)
 
     def _tell(self, line: str) -> None:
         if not self.live:

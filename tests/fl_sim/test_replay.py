@@ -11,7 +11,7 @@ import tiny
 
 from fl_sim import execution
 from fl_sim.cli import FAILED, OK, USAGE, main
-from fl_sim.replay import circumstances, first_difference, prepared
+from fl_sim.replay import circumstances, first_difference, prepared, replay
 
 Capture = pytest.CaptureFixture[str]
 
@@ -44,7 +44,6 @@ def test_a_changed_number_is_found(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_centralized_run_trains_its_victim_again(tmp_path: Path) -> None:
     """From the kept victim of the first run, a replay would show nothing."""
     config = tiny.tiny("erasers=[fine_tune]", "central.epochs=2", f"output={tmp_path}")
@@ -55,6 +54,31 @@ def test_a_centralized_run_trains_its_victim_again(tmp_path: Path) -> None:
     kept.write_bytes(b"damaged")
     assert main(["replay", str(folder)]) == OK
     assert kept.read_bytes() == b"damaged"
+
+
+KEPT = Path(__file__).parents[2] / "docs" / "results" / "kept" / "digits_nad_201"
+
+
+def test_the_published_numbers_are_those_of_the_kept_run() -> None:
+    """Each row of the table in docs/results/digits.md, from the record that the page tells to replay."""
+    page = (KEPT.parents[1] / "digits.md").read_text()
+    assert f"fl-sim replay docs/results/kept/{KEPT.name}" in page
+    erasings = [event for event in tiny.events(KEPT) if event["event"] == "erase"]
+    assert [event["round"] for event in erasings] == [10, 20, 30]
+    for event in erasings:
+        asr, acc = (f"{event[f'{key}_before']:.3f} → {event[key]:.3f}" for key in ("asr", "acc"))
+        assert f"| {event['round']} | {asr} | {acc} |" in page
+
+
+@pytest.mark.slow
+def test_the_published_run_is_replayed() -> None:
+    """Digit for digit where versions and processor are those of then."""
+    found = replay(KEPT)
+    names = ("torch", "numpy", "python", "processor", "device")
+    elsewhere = [each for each in found.circumstances if each.split(":")[0] in names]
+    if elsewhere and found.difference is not None:
+        pytest.skip(f"another machine: {'; '.join(elsewhere)}")
+    assert found.difference is None
 
 
 def test_what_is_not_as_it_was_is_said() -> None:

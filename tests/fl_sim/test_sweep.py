@@ -23,7 +23,7 @@ from fl_sim import execution, sweep
 from fl_sim.cli import FAILED, OK, main
 from fl_sim.packing import ThisMachine
 from fl_sim.sweep import Outcome, Running, View, execute, in_turn, place, side_by_side
-from fl_sim.sweep_progress import Stand, SweepProgress, last_event
+from fl_sim.sweep_progress import Stand, SweepProgress, in_common, last_event
 
 Capture = pytest.CaptureFixture[str]
 
@@ -291,6 +291,18 @@ def test_plain_lines_count_what_became_of_the_runs() -> None:
     assert lines[2] == "seed=1: the folder is in use by another process; looked at again at the end"
     assert lines[3].startswith("[2/5] seed=2: found finished  (1 done, 1 found finished, ")
     assert lines[4].startswith("[3/5] seed=3: failed: for a reason  (1 done, 1 found finished, 1 failed, ")
+
+
+def test_plain_lines_name_a_run_by_what_varies() -> None:
+    """What all runs share is said once, at the beginning."""
+    jobs = [("rounds=2", "eraser=nad", f"seed={seed}") for seed in (0, 1)]
+    stream = io.StringIO()
+    with SweepProgress(2, stream=stream, side_by_side=False, shared=in_common(jobs)) as progress:
+        progress.watch(View([Running(jobs[0])]))
+        progress.ended(Outcome(jobs[0], "finished", {}))
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["2 runs of eraser=nad rounds=2", "[1/2] seed=0"]
+    assert lines[2].startswith("[1/2] seed=0: finished  (1 done, ")
 
 
 def test_time_left_is_what_the_work_so_far_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

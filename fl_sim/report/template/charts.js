@@ -120,7 +120,7 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
     height: 240, x: [0, farthest], y: [0, 1], xLabel: xMeasure.name, yLabel: yMeasure.name,
     label: `${yMeasure.name} against ${xMeasure.name}: ${points.map(({ group, x, y }) => `${group.defense} ${shown(x.mean, 1)}, ${shown(y.mean)}`).join("; ")}`,
   });
-  const taken = [];
+  const taken = [], names = [];
   const crowded = points.length > 8;
   if (!crowded) points.sort((a, b) => a.y.mean - b.y.mean);
   points.forEach(({ group, index, x, y }, order) => {
@@ -139,8 +139,9 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
       if (!clash(place)) { ty = place; break; }
     }
     taken.push([cx, ty, room]);
-    f.root.append(svg("a", { href: target(index) }, svg("text", { x: cx + (end ? -8 : 8), y: ty, "text-anchor": end ? "end" : "start" }, name)));
+    names.push(svg("a", { href: target(index) }, svg("text", { x: cx + (end ? -8 : 8), y: ty, "text-anchor": end ? "end" : "start" }, name)));
   });
+  f.root.append(...names); // over all dots and bars
   if (!crowded) return f.root;
   // Too many names for their place: numbers, and the names below.
   return [f.root, make("figcaption", {}, points.map(({ group, index }, order) => [`${order ? ", " : ""}${order + 1}\u00a0`, make("a", { href: target(index) }, group.defense)]))];

@@ -82,7 +82,7 @@ function numbers(list) {
     make("td", {}, make("a", { href: target(index) }, group.defense)), make("td", { class: "number" }, group.seeds),
     columns.map((measure) => {
       const value = group.cells[measure.key];
-      return make("td", { class: "number" }, value ? make("a", { href: target(index), title: `n = ${value.n}` }, value.text) : ABSENT);
+      return make("td", { class: "number" }, value ? make("a", { href: target(index), title: `n = ${value.n}` }, value.text.replace(" ± ", " ±\u00a0")) : ABSENT);
     }));
   const flat = chosen.sort !== null;
   const head = make("tr", {}, flat ? make("th", {}, "setting") : null, make("th", {}, "defense"), make("th", { class: "number" }, "n"), columns.map(heading));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
 
 META = "meta.json"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LOCK = ".lock"
 """Held instead of the folder itself, where a file system can't lock folders."""
 
@@ -142,7 +144,22 @@ class Busy(RunError):
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; two that write into one would spoil it. Freed even by `kill -9`."""
+    """Hold the run folder for this process; two that write into one would spoil it. Freed even by `kill -9`.
+
+    A disk that is full, or that may not be written on, is no fault of the program: it is said in a line.
+    """
+    try:
+        with _locked(folder):
+            yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = folder if error.filename is None else error.filename
+        raise RunError(f"{where}: {error.strerror}; what was finished before is kept") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return

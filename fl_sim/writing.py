@@ -23,6 +23,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.replace(beside, path)
         except BaseException as error:
             beside.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise RunError(f"can't write {path}: {error.strerror or error}") from error
+            refused = _of_the_disk(error)
+            if refused is not None:
+                raise RunError(f"can't write {path}: {refused.strerror or refused}") from error
             raise
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The disk's refusal behind an error: `torch.save` closes its archive all the same, and complains of that."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,116 @@
+"""`fl-sim` in forks of one process that has imported everything: many real processes at the price of few imports.
+
+That process must not have computed anything with torch yet, or its forks hang; so scripts use this, not pytest's own
+process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import os
+import resource
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import conftest  # noqa: F401  (quiet libraries, one thread)
+
+from fl_sim import execution, summary
+from fl_sim.cli import main
+from fl_sim.rounds import Federation
+
+PHASES = ("before the first round", "training", "aggregation", "erasing", "evaluation", "checkpoint", "summary", "end")
+"""What a run is at, as a killer wants to know it."""
+STEPS = {
+    "_collect": "training",
+    "_aggregate": "aggregation",
+    "_erase": "erasing",
+    "_score": "evaluation",
+    "_save": "checkpoint",
+    "_detect": "summary",
+}
+
+
+def warm() -> None:
+    """Import what a run imports on its way, or each fork would."""
+    names = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "server.app", "clients.app")
+    for name in names:
+        importlib.import_module(name)
+    warnings.simplefilter("error")
+
+
+def forked(
+    words: Sequence[str],
+    folder: Path,
+    told: Path,
+    *,
+    pictures: bool = False,
+    cpu_seconds: int | None = None,
+    phase: mmap.mmap | None = None,
+) -> int:
+    """Begin `fl-sim` with these words in `folder`, its stderr into the file `told`; the process's id."""
+    child = os.fork()
+    if not child:
+        _be_the_child(words, folder, told, pictures, cpu_seconds, phase)
+    return child
+
+
+def _be_the_child(
+    words: Sequence[str], folder: Path, told: Path, pictures: bool, cpu_seconds: int | None, phase: mmap.mmap | None
+) -> None:
+    """Never returns."""
+    status = 99
+    try:
+        os.chdir(folder)
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # what asks for terabytes must not get 20 GB
+        if cpu_seconds is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        if not pictures:
+            summary.draw = lambda *_: None
+            execution.draw_partitions = lambda *_: None
+            execution.draw_attention = lambda *_: None
+        if phase is not None:
+            _say_where(phase)
+        status = main(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _say_where(phase: mmap.mmap) -> None:
+    """Note in shared memory what the run is at."""
+
+    def telling(inner: Callable[..., object], name: str) -> Callable[..., object]:
+        def told(*given: object, **named: object) -> object:
+            before, phase[0] = phase[0], PHASES.index(name)
+            try:
+                return inner(*given, **named)
+            finally:
+                phase[0] = before
+
+        return told
+
+    for step, name in STEPS.items():
+        setattr(Federation, step, telling(getattr(Federation, step), name))
+    execution.summarise = telling(execution.summarise, "summary")
+
+
+def ended(child: int, seconds: float) -> int | None:
+    """Its exit status, negative for a signal; None if it is still at work after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, code = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(code)
+        time.sleep(0.002)
+    return None

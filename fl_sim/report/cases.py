@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_sim.report.defaults import completed
-from fl_sim.report.reading import Event, Run
+from fl_sim.report.reading import Event, Run, Unread
 from fl_sim.report.refusals import Losses, losses, notes
 
 FEDERATED, CENTRAL, BESIDE = "federated", "centralized", "baseline"
@@ -76,6 +76,14 @@ class Case:
     """What became of the updates, where the run says it."""
     notes: Sequence[str] = ()
     """What was refused or failed, in words."""
+
+
+def understood(run: Run, number: int) -> list[Case] | Unread:
+    """The cases of one run, or why there are none: a foreign file may hold anything."""
+    try:
+        return list(cases_of(run, number))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Unread(run.folder, f"its content can't be understood: {type(error).__name__}: {error}")
 
 
 def cases_of(run: Run, number: int) -> Iterator[Case]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fl_sim.errors import ConfigError
-from fl_sim.report.cases import IGNORED_CHOICES, cases_of
+from fl_sim.report.cases import IGNORED_CHOICES, Case, understood
 from fl_sim.report.reading import Run, Unread, read_runs
 
 if TYPE_CHECKING:
@@ -24,22 +24,24 @@ def frame(folders: Sequence[str | os.PathLike[str]], events: str = RUN) -> panda
         import pandas  # imported late: only this needs it
     except ImportError as error:
         raise ImportError("fl_sim.load_runs needs pandas: pip install 'fl-sim[pandas]'") from error
-    runs, unread = [], []
+    runs, cases, unread = list[Run](), list[list[Case]](), list[str]()
     for found in read_runs(folders):
-        if isinstance(found, Unread):
-            unread.append(f"{found.folder}: {found.reason}")
-        else:
+        own = found if isinstance(found, Unread) else understood(found, len(runs))
+        if isinstance(own, Unread):
+            unread.append(f"{own.folder}: {own.reason}")
+        elif isinstance(found, Run):
             runs.append(found)
+            cases.append(own)
     if unread:
         warnings.warn(f"left out {'; '.join(unread)}", stacklevel=3)
-    return pandas.DataFrame(_cases(runs) if events == RUN else _events(runs, events))
+    return pandas.DataFrame(_cases(runs, cases) if events == RUN else _events(runs, events))
 
 
-def _cases(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _cases(runs: Sequence[Run], cases: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
     """A row for each case: a federated run, a victim, an eraser's result on a victim."""
     rows = []
-    for number, run in enumerate(runs):
-        for case in cases_of(run, number):
+    for run, own in zip(runs, cases, strict=True):
+        for case in own:
             values = typed(run.config)
             chosen = {key: case.keys[key] for key in ("eraser",) if key in case.keys}
             if case.keys.get("eraser") != values.get("eraser"):  # its keys are not those of the run's own eraser

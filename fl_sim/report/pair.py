@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_sim.errors import RunError
-from fl_sim.report.cases import FEDERATED, Case, Curve, cases_of, text
+from fl_sim.report.cases import FEDERATED, Case, Curve, text, understood
 from fl_sim.report.frame import typed
 from fl_sim.report.reading import Run, Unread, read_run
 from fl_sim.report.report import MEASURES
@@ -43,7 +43,10 @@ def pair(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Pair:
     differences = {key: (each[0], each[1]) for key, each in values.items() if each[0] != each[1]}
     cases: dict[str, list[Case | None]] = {}
     for place, run in enumerate(runs):
-        for case in cases_of(run, place):
+        own = understood(run, place)
+        if isinstance(own, Unread):
+            raise RunError(f"can't read {own.folder}: {own.reason}")
+        for case in own:
             # Two federated runs are set against each other whatever they are defended by.
             name = FEDERATED if case.kind == FEDERATED else f"{case.kind}, {case.keys['eraser']}"
             cases.setdefault(name, [None, None])[place] = case

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fl_sim.errors import RunError
-from fl_sim.report.cases import AUROC, BEFORE, Case, cases_of
+from fl_sim.report.cases import AUROC, BEFORE, Case, understood
 from fl_sim.report.comparing import Comparison, comparisons
 from fl_sim.report.grouping import Group, Grouped, grouped
 from fl_sim.report.reading import Run, Unread, read_runs
@@ -120,10 +120,9 @@ def report_on(folders: Sequence[str | os.PathLike[str]]) -> Report:
         if isinstance(found, Unread):
             unread.append(found)
             continue
-        try:
-            own = list(cases_of(found, len(sources)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a foreign file may hold anything
-            unread.append(Unread(found.folder, f"its content can't be understood: {type(error).__name__}: {error}"))
+        own = understood(found, len(sources))
+        if isinstance(own, Unread):
+            unread.append(own)
             continue
         if not any(case.curve.at or case.measures for case in own):
             unread.append(Unread(found.folder, "it holds no scores yet"))

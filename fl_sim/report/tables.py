@@ -189,7 +189,7 @@ def _latex_table(measures: Sequence[Measure], blocks: Sequence[Sequence[str]], c
         "\\begin{table}",
         "\\centering\\small",
         f"\\caption{{{tex(caption)}}}",
-        f"\\label{{tab:fl-sim-{place}}}",
+        f"\\label{{tab:fl-sim-{place}}}\\medskip",
         # As wide as the text at most; narrower tables keep their size.
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{lr{'r' * len(measures)}}}",

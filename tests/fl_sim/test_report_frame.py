@@ -72,3 +72,7 @@ def test_what_is_left_out_is_warned_of_and_unknown_events_are_refused(tmp_path: 
     (tmp_path / "nad0" / "metrics.jsonl").write_text("no\n")
     with pytest.warns(UserWarning, match="left out .*nad0: .*line 1 is not JSON"):
         assert len(fl_sim.load_runs(tmp_path)) == 3
+    with (tmp_path / "nad1" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "round", "round": 9, "refused": 1, "asked": [1]}\n')
+    with pytest.warns(UserWarning, match="nad1: its content can't be understood: TypeError"):
+        assert len(fl_sim.load_runs(tmp_path)) == 2

@@ -21,7 +21,7 @@ DOCUMENT = r"""\documentclass{article}
 \end{document}
 """
 KNOWN = {
-    *("caption", "label", "centering", "small", "toprule", "midrule", "bottomrule", "multicolumn", "textit"),
+    *("caption", "label", "centering", "small", "medskip", "toprule", "midrule", "bottomrule", "multicolumn", "textit"),
     *("resizebox", "ifdim\\width>", "width", "linewidth", "else", "fi"),
     *("textbackslash", "textasciitilde", "textasciicircum", "pm", "dagger", "ddagger", "cdot", "alpha"),
 }

@@ -7,12 +7,13 @@ import json
 import shlex
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 
@@ -111,3 +112,43 @@ def test_bad_overrides_are_refused_by_name() -> None:
 
 def test_without_overrides_it_is_the_default_run() -> None:
     assert json.loads(config_text(DEFAULTS)) == compose_config([])
+
+
+def orders(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """All that each client was sent, by round and client: the records' names, and the order's content."""
+    sent: dict[tuple[int, int], dict[str, Any]] = {}
+    original = InProcessGrid.send_and_receive
+
+    def noted(self: InProcessGrid, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        messages = list(messages)
+        for message in messages:
+            order = dict(message.content.config_records["order"])
+            round_, client = int(str(order["round"])), int(str(order["client"]))
+            names = {f"{kind}.{name}" for kind, record in message.content.items() for name in record}
+            sent[round_, client] = {"order": order, "names": names}
+        return original(self, messages, timeout=timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcessGrid, "send_and_receive", noted)
+        tiny.run(folder, "clients_per_round=6", *overrides)
+    return sent
+
+
+def test_a_client_is_told_its_own_role_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An honest client's order has the model, its number, round and attempt, whoever else is malicious.
+
+    Attackers are told how many they are and what they weigh, not who, and share what their trigger has learned.
+    """
+    attacked = orders(monkeypatch, tmp_path / "attacked", "attack=a3fl")
+    peaceful = orders(monkeypatch, tmp_path / "peaceful", "attack=none")
+    honest = {key: each for key, each in attacked.items() if not each["order"]["attack"]}
+    assert len(attacked) == len(peaceful) == 18
+    assert 0 < len(honest) < 18
+    assert honest == {key: peaceful[key] for key in honest}
+    nothing = {"attack": False, "rank": 0, "attackers": 0, "weight": 0.0, "attempt": 0}
+    for (round_, client), each in honest.items():
+        assert each["order"] == {"round": round_, "client": client} | nothing
+        assert {name for name in each["names"] if not name.startswith("order.")} == {"model.vector"}
+    attackers = [each for each in attacked.values() if each["order"]["attack"]]
+    assert all(set(each["order"]) == {"round", "client", *nothing} for each in attackers)
+    assert any("tensors.previous global vector" in each["names"] for each in attackers)

@@ -21,7 +21,7 @@ from fl_sim.engines.replies import read_replies
 from fl_sim.errors import RunError
 from fl_sim.execution import resume, start
 from fl_sim.folder import new_run_folder
-from fl_sim.protocols import State
+from fl_sim.protocols import State, Tracker
 from fl_sim.rounds import Federation, Order
 from fl_sim.world import World
 
@@ -46,7 +46,7 @@ def _federate(config: str, folder: Path, grid: Grid) -> None:
     world = world_of(config)
     settings = world.parts.settings
     with Progress(settings.rounds, title=settings.name) as progress:
-        trackers = [*trackers_of(config, folder), progress]
+        trackers: list[Tracker] = [*trackers_of(config, folder), progress]
         Federation(world, GridExchange(grid, world), folder, trackers, plan_hash(json.loads(config))).run()
 
 

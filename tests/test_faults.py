@@ -23,6 +23,7 @@ from clients.faults import KINDS, Crashes, Dropout, Garbage, Mixed, Stragglers, 
 from fl_sim import build, execution
 from fl_sim.acceptance import LONGEST, fault_in, needed
 from fl_sim.checkpoint import load_tensors
+from fl_sim.engines.flower import SERVER_NODE
 from fl_sim.engines.inprocess import FIRST_NODE, InProcessGrid
 from fl_sim.engines.replies import header, read_replies
 from fl_sim.errors import ConfigError, RunError
@@ -203,12 +204,14 @@ def test_an_answer_counts_once_and_only_from_those_who_were_asked() -> None:
     ]
 
 
-@pytest.mark.parametrize(("code", "reason"), [(2, "raised"), (5, "no_reply"), (4, "no_reply"), (8, "raised")])
-def test_a_node_that_has_gone_is_told_from_a_client_that_raises(code: int, reason: str) -> None:
-    """Flower's SuperLink answers in place of a node it hears nothing of; only an exception is the program's fault."""
-    answer = reply_from(FIRST_NODE, Error(code, "as Flower says"))
-    _, [refusal] = read_replies([answer], [(0, 4, 0)], {FIRST_NODE: 0}, VECTOR)
-    assert (refusal.client, refusal.reason, refusal.detail) == (0, reason, "as Flower says")
+@pytest.mark.parametrize(("code", "reason"), [(2, "raised"), (8, "raised"), (3, "no_reply"), (5, "no_reply")])
+@pytest.mark.parametrize("node", [FIRST_NODE, SERVER_NODE])
+def test_a_node_that_has_gone_is_told_from_a_client_that_raises(code: int, reason: str, node: int) -> None:
+    """Flower's SuperLink answers, as node 1, for a node it hears nothing of: that is no answer, and no stranger's."""
+    answer = reply_from(node, Error(code, "as Flower says"))
+    _, refusals = read_replies([answer], [(0, 4, 0)], {FIRST_NODE: 0}, VECTOR)
+    strange = node == SERVER_NODE and reason == "raised"
+    assert [each.reason for each in refusals] == (["wrong_client", "no_reply"] if strange else [reason])
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def read_replies(
     refusals: list[Refusal] = []
     answered = set[int]()
     for reply in replies:
+        if reply.has_error() and reply.error.code in GONE:  # said by the SuperLink: the node itself says nothing
+            continue
         node = reply.metadata.src_node_id
         client = client_at.get(node)
         if client not in waiting:
@@ -72,8 +74,7 @@ def _misaddressed(reply: Message, order: Header) -> tuple[Reason, str] | None:
 
 def _read(reply: Message, vector: Tensor) -> Update | tuple[Reason, str]:
     if reply.has_error():
-        reason = reply.error.reason or f"error {reply.error.code}"
-        return ("no_reply" if reply.error.code in GONE else "raised"), reason
+        return "raised", reply.error.reason or f"error {reply.error.code}"
     try:
         arrays = reply.content.array_records["update"]
         if list(arrays) != ["delta"]:

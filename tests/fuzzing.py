@@ -1,25 +1,30 @@
-"""Random configurations, sound and unsound, and what becomes of each: it runs, or is refused in one line."""
+"""Random configurations, sound and unsound, and what becomes of each: it runs, or is refused in one line.
+
+`python tests/fuzzing.py FIRST LAST FOLDER` tries those of the seeds from FIRST to below LAST, each in a process of
+its own, and writes a line of JSON about each.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import resource
+import shutil
 import signal
 import sys
 import time
-import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forks
 from omegaconf import OmegaConf
-from test_composition import GROUPS, names, overrides
+from test_composition import names, overrides
 
-from fl_sim import execution, summary
 from fl_sim.build import choices, conf_folder
-from fl_sim.cli import FAILED, OK, USAGE, main
+from fl_sim.cli import FAILED, OK, USAGE
 
 ORDINARY = {
     "aggregator": "mean",
@@ -103,7 +108,25 @@ SPECIAL = (
 )
 """What the texts of federated-learning tutorials never try."""
 ODD = (
-    *("null", "true", "false", "", "[]", "{}", "[1,2]", "[null]", "{a:1}", "text", "'ü'", "'💥'", "💥", "'1'", "' '", "nan", "inf"),
+    *(
+        "null",
+        "true",
+        "false",
+        "",
+        "[]",
+        "{}",
+        "[1,2]",
+        "[null]",
+        "{a:1}",
+        "text",
+        "'ü'",
+        "'💥'",
+        "💥",
+        "'1'",
+        "' '",
+        "nan",
+        "inf",
+    ),
     *("-inf", "-1", "0", "1", "2", "1.0", "0.5", "-0.5", "1e-12", "1e12", "1e300", "-1e300", "1e400", "1_000", "0x10"),
     *("99999999999999999999", "-99999999999999999999", "2147483648", "auto", "none", "all", "'a,b'", "'\\n'", "../x"),
     *("/nope", "${seed}", "${nope}", "${oc.env:HOME}", "[[1]]", "[nan]", "[0.5,-1]", "[" + ",".join("1" * 1000) + "]"),
@@ -114,7 +137,7 @@ ODD = (
 def drawn(seed: int) -> list[str]:
     """A configuration's words: mostly sensible choices, none or a few of them spoiled."""
     rng = random.Random(seed)
-    row = {group: rng.choice(names(group)) if rng.random() < 0.3 else ORDINARY[group] for group in GROUPS}
+    row = {group: rng.choice(names(group)) if rng.random() < 0.3 else ORDINARY[group] for group in ORDINARY}
     words = [word for word in overrides(row) if not word.startswith("engine.")]
     for group in (group for group, often in OTHER.items() if rng.random() < often):
         own = ("data.clean_fraction",) if group == "data" else ()
@@ -132,7 +155,7 @@ def drawn(seed: int) -> list[str]:
 def keys(chosen: Mapping[str, str]) -> dict[str, Any]:
     """Every key there is under these choices, with its value in the files."""
     found = dict(flat(OmegaConf.to_container(OmegaConf.load(conf_folder() / "config.yaml"), resolve=False)))
-    for group in (*GROUPS, "engine", "faults", "model", "data", "tracker"):
+    for group in (*ORDINARY, "engine", "faults", "model", "data", "tracker"):
         path = choices(group, [conf_folder()]).get(chosen.get(group, ORDINARY.get(group, "")))
         if path is not None:
             found |= flat(OmegaConf.to_container(OmegaConf.load(path)) or {}, f"{group}.")
@@ -162,6 +185,11 @@ def changed(rng: random.Random, value: Any) -> str:
     return str(rng.choice(near) if rng.random() < 0.5 else rng.choice(ODD))
 
 
+SECONDS = 10
+"""Of a core: an accepted configuration that is still at work then has begun; it may be one of a billion epochs."""
+ENDS = {OK: "ran", FAILED: "failed in a line", USAGE: "refused", None: "began"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one configuration."""
@@ -175,57 +203,25 @@ class Outcome:
     """What is wrong with that; None if nothing is."""
 
 
-def tried(words: Sequence[str], folder: Path, seconds: float, *, pictures: bool) -> Outcome:
-    """`fl-sim run` in a fork of this process, which has everything imported already."""
+def tried(words: Sequence[str], folder: Path, *, pictures: bool) -> Outcome:
+    """`fl-sim run` in a fork of this process."""
     folder.mkdir()
     told = folder.with_suffix(".stderr")
-    child = os.fork()
-    if not child:
-        _be_the_child(words, folder, told, pictures)
-    status = _ended(child, seconds)
-    return Outcome(words, status, said := told.read_text(errors="replace"), wrong_with(status, said, folder))
-
-
-def _be_the_child(words: Sequence[str], folder: Path, told: Path, pictures: bool) -> None:
-    """Never returns."""
-    status = 99
-    try:
-        os.chdir(folder)
-        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # what asks for terabytes must not get 20 GB
-        out = os.open(os.devnull, os.O_WRONLY)
-        err = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115, PTH123
-        if not pictures:
-            summary.draw = lambda *_: None
-            execution.draw_partitions = lambda *_: None
-        status = main(["run", *words])
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _ended(child: int, seconds: float) -> int | None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, code = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(code)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    child = forks.forked(["run", *words], folder, told, pictures=pictures, cpu_seconds=SECONDS)
+    status = forks.ended(child, 60 * SECONDS)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    status = None if status in (-signal.SIGXCPU, -signal.SIGKILL) else status
+    said = told.read_text(errors="replace")
+    return Outcome(words, status, said, wrong_with(status, said, folder))
 
 
 def wrong_with(status: int | None, said: str, folder: Path) -> str | None:
     """What of a command's end breaks the promise: it runs, or says why not in one line; nothing half-made is left."""
     lines = said.splitlines()
     done = len(list(folder.rglob("done")))
-    if "Traceback" in said or "Error:" in said.replace("OSError:", "") and status not in (OK, FAILED):
+    if "Traceback" in said or ("Error:" in said.replace("OSError:", "") and status not in (OK, FAILED)):
         return "a traceback"
     if status == USAGE:
         if len(lines) != 1 or not lines[0].startswith("fl-sim: ") or len(lines[0]) > 2000:
@@ -238,3 +234,23 @@ def wrong_with(status: int | None, said: str, folder: Path) -> str | None:
         crashed = [line for line in failed if '"client_failed"' in line and "InjectedCrash" not in line]
         return f"a client failed: {crashed[0]}" if crashed else None if done == 1 else "not marked as done"
     return ("marked as done" if done else None) if status is None else f"exit status {status}"
+
+
+def main_loop(first: int, last: int, top: Path) -> None:
+    """A line of JSON for each seed, and a last one for all of them."""
+    forks.warm()
+    top.mkdir(parents=True, exist_ok=True)
+    ends = Counter[str]()
+    for seed in range(first, last):
+        folder, started = top / str(seed), time.monotonic()
+        found = tried(drawn(seed), folder, pictures=seed % 20 == 0)
+        ends["complaint" if found.complaint else ENDS.get(found.status, "other")] += 1
+        shutil.rmtree(folder)
+        folder.with_suffix(".stderr").unlink()
+        line = {"seed": seed, "took": round(time.monotonic() - started, 2)} | vars(found)
+        print(json.dumps(line), flush=True)
+    print(json.dumps(ends), flush=True)
+
+
+if __name__ == "__main__":
+    main_loop(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -121,7 +121,7 @@ function scatter(list, xMeasure, yMeasure, { xRange = null, missing = null } = {
     label: `${yMeasure.name} against ${xMeasure.name}: ${points.map(({ group, x, y }) => `${group.defense} ${shown(x.mean, 1)}, ${shown(y.mean)}`).join("; ")}`,
   });
   const taken = [], names = [];
-  const crowded = points.length > 8;
+  const crowded = points.length > 8 || points.some(({ group }) => group.defense.length > 24);
   if (!crowded) points.sort((a, b) => a.y.mean - b.y.mean);
   points.forEach(({ group, index, x, y }, order) => {
     const name = crowded ? `${order + 1}` : group.defense;

@@ -24,7 +24,11 @@ from fl_sim.summary import SUMMARY, summarise
 from fl_sim.world import World
 
 META = "meta.json"
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR),
+)
+"""What a disk refuses, or a folder in a file's place."""
 LOCK = ".lock"
 """Held instead of the folder itself, where a file system can't lock folders."""
 

@@ -89,8 +89,8 @@ def test_every_eraser_keeps_the_contract(name: str, architecture: Any) -> None:
     [
         pytest.param(Argd(), 0.90, 0.15, marks=pytest.mark.slow),
         pytest.param(Nba(min_steps=200), 0.90, 0.12, marks=pytest.mark.slow),
-        (RobustKd(), 0.90, 0.15),
-        pytest.param(Mcr(), 0.92, 0.45, marks=pytest.mark.slow),
+        pytest.param(RobustKd(), 0.90, 0.15, marks=pytest.mark.slow),
+        (Mcr(), 0.92, 0.45),
         pytest.param(FtSam(), 0.95, 0.60, marks=pytest.mark.slow),
         pytest.param(Id3(), 0.93, 0.75, marks=pytest.mark.slow),
     ],

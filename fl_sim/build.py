@@ -84,6 +84,8 @@ IN_PASSING = (
     *("detection", "central", "erasers", "baselines", "detectors"),
 )
 """Keys that a run may go on with another value of."""
+MOST = 100_000
+"""Runs of a sweep; more are a slip."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -106,7 +108,15 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The runs of a sweep: the product of all comma lists, ranges and choices."""
-    [batch] = BasicSweeper.split_arguments(parse(overrides), None)
+    parsed, number = parse(overrides), 1
+    for override in parsed:
+        try:
+            number *= sum(1 for _ in override.sweep_iterator()) if override.is_sweep_override() else 1
+        except HydraException as error:
+            allowed = "is no list of values: intervals are for a search (hydra/sweeper=optuna), glob is not supported"
+            raise ConfigError(override.key_or_group, _text(override), allowed) from error
+        require(number <= MOST, "-m", " ".join(overrides), f"asks for more than {MOST:,} runs at once")
+    [batch] = BasicSweeper.split_arguments(parsed, None)
     require(bool(batch), "-m", " ".join(overrides), "gives no run: one of the keys has no values")
     return [list(job) for job in batch]
 
@@ -395,10 +405,13 @@ def _check_together(parts: Parts) -> None:
         _ask("backdoor", parts.attack, "check_goal", settings.backdoor, facts.classes)
     allowed = f"{settings.clients} clients share only {pool} samples of {facts.train_samples}"
     require(pool >= settings.clients, "clients", settings.clients, allowed)
-    erasers = [parts.eraser, *parts.erasers.values(), *parts.baselines.values()]
+    erasers = {f"eraser={settings.choices['eraser']}": parts.eraser}
+    for key in ("erasers", "baselines"):
+        erasers |= {f"{name} of {key}": each for name, each in getattr(parts, key).items()}
+    hungry = [name for name, each in erasers.items() if each is not None and getattr(each, "needs_clean", True)]
     detectors = [parts.detection, *parts.detectors.values()]
     for what, needs in (
-        ("the eraser", any(eraser is not None and getattr(eraser, "needs_clean", True) for eraser in erasers)),
+        (hungry[0] if hungry else "", bool(hungry)),
         ("the detector", any(each is not None and getattr(each, "needs_clean", True) for each in detectors)),
         ("the aggregator", getattr(parts.aggregator, "needs_clean", False)),
         ("the erasing policy", getattr(parts.erasing, "watches_clean_set", False)),

@@ -26,7 +26,7 @@ from fl_sim.detection import EVENT as DETECTION
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
 from fl_sim.folder import waiting, write_text
-from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
+from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, judged, refusal
 from fl_sim.models.classifier import Classifier
 from fl_sim.protocols import ClientContext, Detector, Eraser, Fit, Learned, ServerContext, State, Tracker, Workshop
 from fl_sim.randomness import generator
@@ -279,7 +279,9 @@ def try_eraser(
     course = Course(tracker, name, world, backdoor)
     ctx = server_context(world, victim.model, name, course.fit)
     started = time.perf_counter()
-    erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
+    erased = victim.model
+    if is_finite(ctx.vector):  # as in a run: nothing can be learned from, or by, a model of NaN
+        erased, _ = eraser.erase(victim.model, world.clean, {}, ctx)
     seconds = time.perf_counter() - started - course.scoring
     result = outcome(before, victim.model, erased, world, backdoor)
     fields = {"round": 0, "eraser": name} | result | {"seconds": seconds}
@@ -287,6 +289,11 @@ def try_eraser(
     screening.inspect(name, erased, backdoor, replace(ctx, fit=fit))
     tracker.log("erase", **fields)
     return fields, erased
+
+
+def _score(world: World, victim: Victim) -> Score:
+    score = evaluate(victim.model, world.test, world.backdoor.recalling(victim.record))
+    return judged(score, is_finite(world.layout.read(victim.model)))
 
 
 def outcome(before: Score, model: Classifier, erased: Classifier, world: World, backdoor: Backdoor) -> dict[str, Any]:
@@ -321,7 +328,7 @@ def run_central(config: Mapping[str, Any], world: World, folder: Path, *trackers
         plan, decided = planned(config, world)
         victim = cached_victim(world, plan, told, decided, victims_of(settings))
         backdoor = world.backdoor.recalling(victim.record)
-        before = evaluate(victim.model, world.test, backdoor)
+        before = _score(world, victim)
         screening.inspect(VICTIM, victim.model, backdoor, server_context(world, victim.model, VICTIM, fit))
         album = Album(folder, world.test, backdoor, settings.seeds.data)
         if not finished:
@@ -356,7 +363,7 @@ def accompany(config: Mapping[str, Any], world: World, folder: Path, *trackers: 
         budget = {**config, "central": dataclasses.asdict(plan)}
         victim = cached_victim(world, plan, both, budget, victims_of(world.parts.settings))
         nothing = Screening({}, world.test, world.parts.settings.seeds.train, both)
-        before = evaluate(victim.model, world.test, world.backdoor.recalling(victim.record))
+        before = _score(world, victim)
         for name, eraser in world.parts.baselines.items():
             try_eraser(world, victim, before, name, eraser, nothing, both)
         metrics.commit()

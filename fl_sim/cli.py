@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and rest[0] in ("-h", "--help"):
         print(HELP, end="")
         return OK
+    if "" in rest:  # an unset variable of a shell's; as a folder it would be the current one
+        return _complain(f"{command}: one of its words is empty", USAGE)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return commands[command](rest)
@@ -221,6 +223,8 @@ def _compare(arguments: list[str]) -> int:
         raise ConfigError("-o", str(out), f"must end in {', '.join(PICTURES)} or .html")
     if wanted and not out.parent.is_dir():
         raise ConfigError("-o", str(out), f"there is no folder {out.parent}")
+    if wanted and out.is_dir():
+        raise ConfigError("-o", str(out), "is a folder; it must be a file's name")
     from fl_sim.report.pair import curve_table, difference_table, draw, number_table, pair
 
     found = pair(*folders)

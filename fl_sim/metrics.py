@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -105,6 +105,16 @@ def evaluate(
         asr_unstamped=share(unstamped),
         acc_per_class=_shares(right_of, torch.bincount(test.labels, minlength=len(right_of))) if per_class else None,
     )
+
+
+def judged(score: Score, finite: bool) -> Score:
+    """A score as it may be told.
+
+    Among NaN logits argmax finds class 0: what looks like obedience to a trigger, or like a cure, is a destroyed model.
+    """
+    if finite:
+        return score
+    return replace(score, asr=None, asr_low=None, asr_high=None, ra=None, asr_unstamped=None)
 
 
 def _shares(right: Tensor, all_: Tensor) -> tuple[float | None, ...]:

@@ -16,7 +16,7 @@ from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
-from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, refusal
+from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, judged, refusal
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator, repeated
 from fl_sim.signals import clean_score, noted, noted_erasing
@@ -361,10 +361,7 @@ class Federation:
             self._layout.load(self._model, vector)
             per_class = self._settings.eval.per_class
             score = evaluate(self._model, self._world.test, self._backdoor, per_class=per_class)
-            if not is_finite(vector):
-                # Among NaN logits argmax finds class 0: what looks like obedience to a trigger is a destroyed model.
-                score = replace(score, asr=None, asr_low=None, asr_high=None, ra=None, asr_unstamped=None)
-            self._scored = vector, score
+            self._scored = vector, judged(score, is_finite(vector))
         return self._scored[1]
 
     def log(self, event: str, **fields: Any) -> None:

@@ -57,7 +57,7 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"can't read {path}: line {number} is not JSON") from error
         if not isinstance(event, dict) or "event" not in event:
             raise RunError(f"can't read {path}: line {number} is not an event")

@@ -447,3 +447,11 @@ def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(
     assert main([*command, "-o", target]) == USAGE
     assert capsys.readouterr().err.startswith(f"fl-sim: -o={target}")
     assert list(cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "replay", "resume"])
+def test_an_empty_word_is_not_the_current_folder(command: str, cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a shell's unset variable gives it."""
+    assert main([command, ""]) == USAGE
+    assert capsys.readouterr().err == f"fl-sim: {command}: one of its words is empty\n"
+    assert not list(cwd.iterdir())

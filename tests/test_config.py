@@ -593,3 +593,9 @@ def test_a_changed_choice_is_read_again(tmp_path: Path) -> None:
     for value in ("first", "second, longer"):
         file.write_text(f"_target_: defenses.nad.Nad\nsaid: {value}\n")
         assert compose_config(overrides)["eraser"]["said"] == value
+
+
+@pytest.mark.parametrize("word", ["seed=interval(0,1)", "eraser=glob(nop*)", "seed=range(0,100001)"])
+def test_what_is_no_list_of_runs_is_refused_in_a_line(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no list of values|asks for more than 100,000 runs"):
+        jobs(["rounds=2", word])

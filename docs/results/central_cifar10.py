@@ -30,6 +30,7 @@ Scores = dict[Cell, list[tuple[float, float]]]
 def measured(folders: Iterable[Path]) -> tuple[Scores, dict[Cell, list[float]]]:
     """(ACC, ASR) and seconds by (trigger, method): the victim of a client, and each eraser that was tried on it."""
     scores, seconds = defaultdict[Cell, list[tuple[float, float]]](list), defaultdict[Cell, list[float]](list)
+    seen = set[tuple[str, str, int]]()  # runs with other erasers share a seed's victim
     for done in sorted(path for folder in folders for path in folder.rglob("done")):
         choices = yaml.safe_load((done.parent / "config.yaml").read_text())["choices"]
         summary = json.loads((done.parent / "summary.json").read_text())
@@ -37,7 +38,9 @@ def measured(folders: Iterable[Path]) -> tuple[Scores, dict[Cell, list[float]]]:
             continue
         of_victim = "victim" if choices["client"] == "sgd" else choices["client"]
         for result in [summary | {"eraser": of_victim}, *summary["erasers"]]:
-            if result["acc"] is not None:
+            key = choices["trigger"], result["eraser"], summary["seed"]
+            if result["acc"] is not None and key not in seen:
+                seen.add(key)
                 scores[choices["trigger"], result["eraser"]].append((result["acc"], result["asr"]))
                 seconds[choices["trigger"], result["eraser"]].append(result["seconds"])
     return scores, seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ def _filled(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any
 @cache
 def _loaded(path: Path) -> dict[str, Any]:
     """A file of the configuration; empty if there is none."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that is too long it says no, where Path raises
         return {}
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {key: _plain(value) for key, value in content.items()} if isinstance(content, dict) else {}

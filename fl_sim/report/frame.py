@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def _events(runs: Sequence[Run], kind: str) -> list[dict[str, Any]]:
 
 def _identity(run: Run, kind: str | None = None) -> dict[str, Any]:
     own = {} if kind is None else {"kind": kind}
-    return {"folder": str(run.folder), **own, "finished": run.finished, "command": " ".join(run.argv)}
+    return {"folder": str(run.folder), **own, "finished": run.finished, "command": shlex.join(run.argv)}
 
 
 def typed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ def _checked(event: Event, folder: Path) -> Event:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RunError(f"can't read {folder / METRICS}: {key}={value!r} in an event {kind!r} is not a number")
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an integer beyond all floats
             event[key] = None
     return event
 

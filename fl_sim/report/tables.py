@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,15 @@ def cases_csv(report: Report) -> str:
         for case in group.cases:
             source = report.sources[case.run]
             seed = " ".join(map(str, case.seeds))
-            words = [group.kind, group.setting, group.defense, seed, source.state, source.folder, " ".join(source.argv)]
+            words = [
+                group.kind,
+                group.setting,
+                group.defense,
+                seed,
+                source.state,
+                source.folder,
+                shlex.join(source.argv),
+            ]
             rows.append([*words, *(case.measures.get(measure.key) for measure in measures)])
     headings = ["kind", "setting", "defense", "seed", "state", "folder", "command"]
     return _csv([*headings, *(measure.key for measure in measures)], rows)

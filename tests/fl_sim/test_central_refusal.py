@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,15 @@ def test_an_eraser_that_only_ruins_the_accuracy_is_refused_as_in_a_run(
         assert ("clean-set accuracy fell" in event.get("reason", "")) is not accepted
         assert event["acc_before"] > 0.8
         assert event["acc"] < 0.4
+
+
+def test_a_victim_of_nan_is_told_as_such_and_nothing_is_tried_on_it(cwd: Path) -> None:
+    """As in a federated run: no ASR and no RA; erasers, one of which decomposes the weights, are refused unasked."""
+    line = ["central", *tiny.TINY, "central.epochs=1", "central.lr=1e6", "central.track.every=null"]
+    assert main([*line, "erasers=[clp,fine_tune]"]) == OK
+    [done] = (cwd / "runs").rglob("done")
+    summary = json.loads((done.parent / "summary.json").read_text())
+    assert (summary["asr"], summary["ra"]) == (None, None)
+    found = erasings(cwd / "runs")
+    assert [event["eraser"] for event in found] == ["clp", "fine_tune"]
+    assert all(not event["accepted"] and "NaN" in event["reason"] and event["asr"] is None for event in found)

@@ -42,6 +42,7 @@ def test_runs_are_found_at_any_depth_once_and_in_order(tmp_path: Path) -> None:
         ("metrics.jsonl", '{"event": "erase", "round": 1}\n', "lacks its eraser"),
         ("metrics.jsonl", '{"event": "central", "method": "victim"}\n', "lacks its epoch"),
         ("metrics.jsonl", '{"event": 3}\n', "name is 3"),
+        ("metrics.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON"),
         ("metrics.jsonl", "", "holds no scores yet"),
         ("config.yaml", "rounds: [1", "can't read config.yaml"),
         ("config.yaml", "!!python/object/apply:os.system ['true']", "can't read config.yaml"),
@@ -65,6 +66,17 @@ def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path, name: str
     assert len(report.sources) == 1
     assert [each.folder.name for each in report.unread] == ["bad"]
     assert reason in report.unread[0].reason
+
+
+def test_a_number_beyond_all_floats_is_no_score(tmp_path: Path) -> None:
+    """JSON has integers of any length."""
+    folder = made.run(tmp_path / "run", 0, [(0.5, 0.5)])
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    text.insert(1, '{"event": "round", "round": 1, "acc": 1' + "0" * 400 + ', "asr": 0.5}')
+    (folder / "metrics.jsonl").write_text("\n".join(text) + "\n")
+    [run] = read_runs([tmp_path])
+    assert isinstance(run, Run)
+    assert None in [event.get("acc") for event in run.events if event["event"] == "round"]
 
 
 def test_a_strange_configuration_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:

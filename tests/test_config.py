@@ -378,6 +378,7 @@ REFUSED = [
     ("data.clean_fraction=0.001", "data.clean_fraction"),
     ("clients=1437 partition=iid", "clients"),
     ("data=synthetic data.samples=5", "data.samples"),
+    ("data=synthetic data.samples=99999999999999999999", "data.samples"),
     # What this machine lacks
     ("device=tpu", "device"),
     ("device=cuda:x", "device"),

@@ -17,6 +17,10 @@ from fl_sim.samples import Samples
 CHUNK = 8192
 
 
+MOST = 10**12
+"""Samples; no memory holds as many."""
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """Each class is a smooth random pattern; each image shifts it, dims it and adds smooth and fine noise.
@@ -41,8 +45,9 @@ class Synthetic:
         require(self.channels in (1, 3), "channels", self.channels, "must be 1 or 3")
         require(2 <= self.classes <= 1000, "classes", self.classes, "must be from 2 to 1000")
         for key in ("samples", "test_samples"):
-            enough = getattr(self, key) >= self.classes
-            require(enough, key, getattr(self, key), f"must be at least the number of classes, {self.classes}")
+            possible = self.classes <= getattr(self, key) <= MOST
+            allowed = f"must be at least the number of classes, {self.classes}, and at most {MOST:,}"
+            require(possible, key, getattr(self, key), allowed)
         fewest = min(self.samples, self.test_samples)
         check_common(self.clean_fraction, self.image_size, self.subset, fewest, self.classes)
         require(0 <= self.difficulty <= 2, "difficulty", self.difficulty, "must be a number from 0 to 2")

@@ -227,9 +227,17 @@ def left_out(report: Report) -> Sequence[str]:
     """What does not count, and why, a line each."""
     lines = [f"{each.folder}: {each.reason}" for each in report.unread]
     for group in report.groups:
-        lines += [
-            f"{report.sources[case.run].folder}: the same configuration and seed as another run ({group.label})"
-            for case in group.repeats
-            if not (group.kind != FEDERATED and group.keys["eraser"] == NONE)  # a victim of several erasers
-        ]
+        counted = group.by_seed()
+        for case in group.repeats:
+            if group.kind != FEDERATED and group.keys["eraser"] == NONE:  # a victim of several erasers
+                continue
+            other = counted[case.seeds]
+            alike = not case.finished or all(
+                case.measures.get(key) == other.measures.get(key) for key in ("acc", "asr")
+            )
+            said = (
+                "the same configuration and seed as" if alike else "the configuration and seed, but not the numbers, of"
+            )
+            folder, counts = (report.sources[each.run].folder for each in (case, other))
+            lines.append(f"{folder}: {said} {counts}, which counts ({group.label})")
     return list(dict.fromkeys(lines))

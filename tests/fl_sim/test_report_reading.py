@@ -15,7 +15,7 @@ from fl_sim.report.page import page
 from fl_sim.report.reading import Run, Unread, read_runs
 from fl_sim.report.report import cell, report_on
 from fl_sim.report.tables import latex, markdown
-from fl_sim.report.wording import refusals, sentence
+from fl_sim.report.wording import left_out, refusals, sentence
 
 FOUR = [(0.5, 0.2), (0.6, 0.4), (0.7, 0.6), (0.8, 0.9)]
 
@@ -341,3 +341,14 @@ def test_what_decides_no_number_is_no_key() -> None:
     assert with_eraser["erasing.rounds"] == "10"
     assert json.dumps(with_eraser)
     assert "eraser.paper" not in with_eraser
+
+
+def test_a_repeat_with_other_numbers_is_told_as_such(tmp_path: Path) -> None:
+    """The first by its path counts; the same numbers once more are harmless, other ones are not."""
+    for name, asr in (("a", 0.5), ("b", 0.5), ("c", 0.2)):
+        made.run(tmp_path / name, 0, [(0.9, asr)])
+    said = left_out(report_on([tmp_path]))
+    assert len(said) == 2
+    assert all(f"{tmp_path / 'a'}, which counts" in line for line in said)
+    assert "b: the same configuration and seed as" in said[0]
+    assert "c: the configuration and seed, but not the numbers, of" in said[1]

@@ -430,7 +430,14 @@ def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
         compose_config(["eraser=xyz"])
 
 
-@pytest.mark.parametrize("line", ["data=synthetic data.samples=99999999999", "model.width=1000000"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "data=synthetic data.samples=99999999999",
+        "data=synthetic data.test_samples=2147483648 data.image_size=32",
+        "model.width=1000000",
+    ],
+)
 def test_what_does_not_fit_into_memory_is_one_line_too(
     line: str, cwd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

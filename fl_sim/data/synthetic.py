@@ -66,6 +66,9 @@ class Synthetic:
 
     def _draw(self, patterns: Tensor, count: int, part: str) -> Samples:
         rng = generator(self.pattern_seed, "synthetic", part)
+        # All that follows at once, and untouched: what can't be had is refused now, not when a part of it has filled
+        # the memory.
+        torch.empty(count * (patterns[0].numel() + 4 * 8), dtype=torch.uint8)
         labels = torch.arange(count) % self.classes
         labels = labels[torch.randperm(count, generator=rng)]
         images = torch.empty(count, *patterns.shape[1:], dtype=torch.uint8)

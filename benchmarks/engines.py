@@ -104,7 +104,8 @@ def bare(config: dict[str, Any]) -> list[tuple[float, float]]:
     plan, model = config["client"], world.new_model()
     samples = [world.samples_of(client) for client in range(config["clients"])]
     weights = [len(each) / sum(map(len, samples)) for each in samples]
-    rng = torch.Generator().manual_seed(0)
+    rng, device = torch.Generator().manual_seed(0), samples[0].labels.device
+    rough = torch.autocast(device.type, torch.bfloat16, enabled=config["engine"]["precision"] == "bfloat16")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ended = []
     for _ in range(config["rounds"]):
@@ -114,13 +115,17 @@ def bare(config: dict[str, Any]) -> list[tuple[float, float]]:
             model.train()
             optimizer = torch.optim.SGD(model.parameters(), lr=plan["lr"], fused=True)
             for _ in range(plan["epochs"]):
-                for at in torch.randperm(len(each), generator=rng).split(plan["batch_size"]):
+                for at in torch.randperm(len(each), generator=rng).to(device).split(plan["batch_size"]):
                     optimizer.zero_grad()
-                    F.cross_entropy(model(each.images[at].float().div_(255)), each.labels[at]).backward()
+                    with rough:
+                        loss = F.cross_entropy(model(each.images[at].float().div_(255)), each.labels[at])
+                    loss.backward()
                     optimizer.step()
             for name, tensor in model.state_dict().items():
                 mean[name].add_(tensor, alpha=weight)
         state = {name: tensor.to(state[name].dtype) for name, tensor in mean.items()}
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         ended.append((time.time(), cpu_seconds()))
     return ended
 

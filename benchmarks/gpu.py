@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import statistics
 import tempfile
 import time
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engines import bare
 from storing import store
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from clients.local.sgd import Sgd
@@ -67,38 +68,6 @@ def waiting(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def bare(config: dict[str, Any], rounds: int) -> list[float]:
-    """Federated averaging as a careful person would write it without any framework; seconds of each round."""
-    world = world_of(to_text(config))
-    plan, model = config["client"], world.new_model().to(memory_format=torch.channels_last)
-    samples = [world.samples_of(client) for client in range(config["clients"])]
-    weights = [len(each) / sum(map(len, samples)) for each in samples]
-    device = samples[0].labels.device
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    seconds = []
-    for _ in range(rounds):
-        waiting(device)
-        started = time.perf_counter()
-        mean = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in state.items()}
-        for each, weight in zip(samples, weights, strict=True):
-            model.load_state_dict(state)
-            model.train()
-            optimizer = torch.optim.SGD(model.parameters(), lr=plan["lr"], fused=True)
-            for _ in range(plan["epochs"]):
-                for at in torch.randperm(len(each), device=device).split(plan["batch_size"]):
-                    optimizer.zero_grad()
-                    with torch.autocast(device.type, torch.bfloat16):
-                        loss = F.cross_entropy(model(each.images[at].float().div_(255)), each.labels[at])
-                    loss.backward()
-                    optimizer.step()
-            for name, tensor in model.state_dict().items():
-                mean[name].add_(tensor, alpha=weight)
-        state = {name: tensor.to(state[name].dtype) for name, tensor in mean.items()}
-        waiting(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 class Watch:
@@ -174,8 +143,9 @@ def measured(case: str, rounds: int, small: bool) -> dict[str, Any]:
     for way, extra in WAYS.items():
         config = compose_config([*words, *extra, f"rounds={WARM + rounds + 3}"])
         found[way] = simulated(config, rounds)
-    plain = bare(compose_config([*words, "rounds=1"]), WARM + rounds)[WARM:]
-    found["bare loop"] = {"seconds_a_round": statistics.median(plain), "busy": None, "waits_a_client": None}
+    ended = [at for at, _ in bare(compose_config([*words, f"rounds={WARM + rounds}"]))][WARM - 1 :]
+    plain = statistics.median(after - before for before, after in itertools.pairwise(ended))
+    found["bare loop"] = {"seconds_a_round": plain, "busy": None, "waits_a_client": None}
     for way, result in found.items():
         result["ratio"] = result["seconds_a_round"] / found["bare loop"]["seconds_a_round"]
         told = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
 import shlex
@@ -26,7 +25,7 @@ from fl_sim.protocols import Follower
 from fl_sim.randomness import generator
 from fl_sim.schema import META, Settings, construct, locate, unknown
 from fl_sim.trackers.following import Guarded
-from fl_sim.world import Parts, World, fingerprint, pick_device, populate
+from fl_sim.world import Parts, World, digest, fingerprint, pick_device, populate
 
 Config: TypeAlias = dict[str, Any]
 """A composed and resolved configuration, plain values only."""
@@ -451,7 +450,7 @@ def config_hash(config: Config) -> str:
     decisive = {key: value for key, value in decisive.items() if key not in LATER or value != LATER[key]}
     if config.get("init"):
         decisive["init"] = fingerprint(str(config["init"]))
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(decisive)
 
 
 def plan_hash(config: Config) -> str:
@@ -460,7 +459,7 @@ def plan_hash(config: Config) -> str:
     Not how many rounds there are, nor what computes, scores and tells of them: that may change before a run goes on.
     """
     decisive = {key: value for key, value in config.items() if key not in IN_PASSING}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(decisive)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,6 @@ The same erasers, training loop and scores as in a federated run; only the feder
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from fl_sim.schema import Central, Settings, locate
 from fl_sim.trackers.following import rebuild
 from fl_sim.tracking import METRICS, JsonLines, read_metrics
 from fl_sim.training import fit
-from fl_sim.world import World, fingerprint
+from fl_sim.world import World, digest, fingerprint
 
 VICTIM = "victim"
 
@@ -60,7 +59,7 @@ class Course:
     ) -> None:
         self._tracker, self._method, self._only = tracker, method, only
         self._track = world.parts.settings.central.track
-        self._images, self._backdoor = watched(world, self._track.images), backdoor
+        self._images, self._backdoor, self._layout = watched(world, self._track.images), backdoor, world.layout
         self._epoch = self._scored = 0
         self.scoring = 0.0
         """The seconds that scoring took, which are no part of a method's cost."""
@@ -84,7 +83,7 @@ class Course:
 
     def _score(self, model: Classifier) -> None:
         started = time.perf_counter()
-        score = evaluate(model, self._images, self._backdoor)
+        score = judged(evaluate(model, self._images, self._backdoor), is_finite(self._layout.read(model)))
         self.scoring += time.perf_counter() - started
         self._scored = self._epoch
         fields = {**shown(score), "loss": score.loss}
@@ -196,7 +195,7 @@ def _kept_victim(path: Path, world: World, plan: Central, tracker: Tracker, conf
 
 def cached_clean(world: World, plan: Central, config: Mapping[str, Any], folder: Path) -> tuple[Classifier, float]:
     """The clean model beside the victims of a folder, trained once for all triggers that are made with one."""
-    path = folder / f"clean-{_hashed(_unpoisoned(config))}.pt"
+    path = folder / f"clean-{digest(_unpoisoned(config))}.pt"
     with waiting(path.with_suffix(".lock")):
         try:
             saved = load_tensors(path)
@@ -235,7 +234,7 @@ def victim_hash(config: Mapping[str, Any]) -> str:
     target = config["attack"].get("_target_")
     if target is not None and hasattr(locate(target), "adopt"):
         decisive["attack"] = config["attack"]
-    return _hashed(decisive)
+    return digest(decisive)
 
 
 def _unpoisoned(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,10 +246,6 @@ def _unpoisoned(config: Mapping[str, Any]) -> dict[str, Any]:
     decisive["central"] = {key: value for key, value in config["central"].items() if key not in poisoning}
     decisive["engine"] = {key: config["engine"].get(key) for key in ("precision", "channels_last")}
     return decisive
-
-
-def _hashed(decisive: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def server_context(world: World, model: Classifier, method: str, fit_: Fit) -> ServerContext:

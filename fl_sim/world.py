@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -178,6 +179,11 @@ def pick_device(name: str) -> torch.device:
     if name in here:
         return torch.device(name)
     raise ConfigError("device", name, f"not on this machine; there are auto, {', '.join(here)}")
+
+
+def digest(decisive: Mapping[str, Any]) -> str:
+    """A short name for whatever these values decide."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def fingerprint(path: str) -> str:

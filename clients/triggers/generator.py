@@ -9,6 +9,7 @@ All weights are one flat vector: that is what a record holds.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -70,7 +71,7 @@ class Painter(nn.Module):
 
 
 @dataclass(frozen=True)
-class Painted:
+class Painted(ABC):
     """A learned trigger whose stamp a painter makes: what all of these share.
 
     Learning is Adam with rate `lr`, `epochs` over the attacker's own samples each time that it attacks; it goes on
@@ -94,13 +95,13 @@ class Painted:
         """How many maps the painter makes for images of so many channels."""
         return channels
 
+    @abstractmethod
     def painted(self, painter: Painter, x: Tensor) -> Tensor:
         """Stamped pixels in [0, 1], with gradients to the painter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objective(self, samples: Samples, workshop: Workshop) -> Objective:
         """What the painter is trained for: (painter, pixels, labels) -> loss."""
-        raise NotImplementedError
 
     def painter(self, x: Tensor) -> Painter:
         """The painter as learned so far, at first one with random weights."""

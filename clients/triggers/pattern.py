@@ -5,6 +5,7 @@ x' = x + a·(p − x),   a: the carrier's opacity in each pixel, p: the learned 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ def mixed(x: Tensor, pattern: Tensor, hidden: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Carried:
+class Carried(ABC):
     """A learned pattern in the place and with the opacity of another trigger, the carrier; at first that trigger."""
 
     carrier: Trigger
@@ -71,9 +72,9 @@ class Carried:
         """The pattern that learning begins with."""
         return own_pattern(self.carrier, x)
 
+    @abstractmethod
     def improved(self, pattern: Tensor, samples: Samples, workshop: Workshop) -> Tensor:
         """One lesson."""
-        raise NotImplementedError
 
     def recall(self, record: State) -> Carried:
         pattern = record.get("pattern")

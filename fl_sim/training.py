@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from fl_sim.samples import Samples, batch_sizes
+from fl_sim.walk import set_to_train, walk
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, pixels, labels) -> a scalar loss."""
@@ -64,7 +65,7 @@ def fit(
     after_backward, after_step, after_epoch = tuple(after_backward), tuple(after_step), tuple(after_epoch)
     total = max(epochs * len(batch_sizes(len(samples), batch_size)), min_steps)
     rates = [group["lr"] for group in optimizer.param_groups]
-    model.train()
+    set_to_train(model)
     step, factor = 0, 1.0
     losses = torch.zeros((), device=samples.labels.device)
     in_epoch = 0
@@ -98,7 +99,7 @@ def sgd(
     model: nn.Module, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
 ) -> SGD:
     """Plain SGD over all trainable parameters, fused: one call a step instead of one a tensor."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in walk(model).parameters.values() if parameter.requires_grad]
     return SGD(
         trainable, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True
     )

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from fl_sim.models.classifier import BatchNorm, Classifier
 from fl_sim.together.layers import Lanes, Stacked, StackedBatchNorm, StackedConv, StackedLinear
+from fl_sim.walk import walk
 
 KINDS: dict[type[nn.Module], type[Stacked]] = {
     nn.Conv2d: StackedConv,
@@ -40,14 +41,17 @@ class Crowd:
     def __init__(self, models: Sequence[Classifier]) -> None:
         self._models = models
         self.lanes = Lanes(len(models))
-        self.network = deepcopy(models[0])
-        self._layers: dict[str, Stacked] = {}
-        for name, layer in models[0].named_modules():
-            if type(layer) in KINDS:
-                members: Any = [model.get_submodule(name) for model in models]
-                self._layers[name] = KINDS[type(layer)](members, self.lanes)
-                parent, _, own = name.rpartition(".")
-                setattr(self.network.get_submodule(parent), own, self._layers[name])
+        self._layers: list[tuple[Stacked, Sequence[nn.Module]]] = []
+        """Each with its members, the clients' own."""
+        places: dict[int, Any] = {}
+        for modules in zip(*(walk(model).modules for model in models), strict=True):
+            members: Any = [module for _, module in modules]
+            if (kind := type(members[0])) in KINDS:
+                places[id(members[0])] = layer = KINDS[kind](members, self.lanes)
+                self._layers.append((layer, members))
+        # A copy in which a stacked layer stands wherever the first client has its own; no tensor is copied.
+        places |= {id(tensor): tensor for tensor in (models[0].mean, models[0].std)}
+        self.network = deepcopy(models[0], places)
         self._mean, self._std = (torch.cat([getattr(m, name) for m in models], 1) for name in ("mean", "std"))
         self.network.train()
         self.narrow(len(models))
@@ -59,7 +63,7 @@ class Crowd:
     def narrow(self, count: int) -> None:
         """Leave only the first `count` clients in training; the parameters are new objects in the same memory."""
         self.lanes.count = count
-        for layer in self._layers.values():
+        for layer, _ in self._layers:
             layer.narrow()
         channels = count * self._mean.shape[1] // len(self._models)
         self.network.mean, self.network.std = self._mean[:, :channels], self._std[:, :channels]
@@ -73,10 +77,9 @@ class Crowd:
     def hand_back(self) -> None:
         """Put what was trained into the clients' own models."""
         with torch.no_grad():
-            for name, layer in self._layers.items():
+            for layer, members in self._layers:
                 for part, tensor in layer.whole.items():
-                    for model, own in zip(self._models, tensor, strict=True):
-                        getattr(model.get_submodule(name), part).copy_(own)
+                    torch._foreach_copy_([getattr(member, part) for member in members], tensor.unbind())
 
 
 def _side_by_side(x: Tensor, channels_last: bool) -> Tensor:
@@ -88,9 +91,7 @@ def _side_by_side(x: Tensor, channels_last: bool) -> Tensor:
 
 def signature(model: nn.Module) -> str:
     """What two models must have in common to be stacked."""
-    compute = getattr(model, "compute", None)
-    layers = [f"{name}:{type(layer).__qualname__}({layer.extra_repr()})" for name, layer in model.named_modules()]
-    return "\n".join([str(compute), *layers])
+    return f"{getattr(model, 'compute', None)}\n{type(model).__qualname__}\n{walk(model).layers}"
 
 
 def unfit(model: nn.Module) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fl_sim.models.classifier import Classifier
 from fl_sim.samples import Samples, batch_sizes, to_pixels
 from fl_sim.together.network import Crowd, signature
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy
+from fl_sim.walk import set_to_train, walk
 
 ELEMENTWISE = (SGD, Adam, AdamW)
 """Optimisers that treat every number by itself and whose step is proportional to the learning rate."""
@@ -69,8 +71,8 @@ def likeness(job: Job) -> Hashable | None:
         return None
     fresh = type(job.optimizer) in ELEMENTWISE and len(groups) == 1 and not job.optimizer.state
     hooked = job.optimizer._optimizer_step_pre_hooks or job.optimizer._optimizer_step_post_hooks
-    trained = [id(parameter) for group in groups for parameter in group["params"]]
-    if not fresh or hooked or trained != [id(parameter) for parameter in job.model.parameters()]:
+    own = [id(parameter) for parameter in walk(job.model).parameters.values()]
+    if not fresh or hooked or own != [id(parameter) for parameter in groups[0]["params"]]:
         return None
     pace = _hyperparameters(job.optimizer)
     if any(isinstance(value, Tensor) for value in pace.values()):
@@ -82,8 +84,14 @@ def likeness(job: Job) -> Hashable | None:
 
 def _hyperparameters(optimizer: Optimizer) -> dict[str, Any]:
     """What its constructor would be given."""
-    accepted = inspect.signature(type(optimizer)).parameters
-    return {name: value for name, value in optimizer.param_groups[0].items() if name in accepted and name != "params"}
+    kind: Any = type(optimizer)
+    accepted = _accepted(kind)
+    return {name: value for name, value in optimizer.param_groups[0].items() if name in accepted}
+
+
+@cache
+def _accepted(kind: type[Optimizer]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind).parameters) - {"params"}
 
 
 def again(optimizer: Optimizer, parameters: list[nn.Parameter]) -> Optimizer:
@@ -227,7 +235,7 @@ class _Training:
             for parameter, state in zip(group["params"], states, strict=True):
                 if state:
                     job.optimizer.state[parameter] = state
-            job.model.train()
+            set_to_train(job.model)
 
 
 def _belongs(value: Any, shape: torch.Size) -> bool:

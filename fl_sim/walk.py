@@ -1,0 +1,82 @@
+"""A model's modules and tensors in PyTorch's order, found once for each model.
+
+What `named_modules`, `named_parameters`, `named_buffers` and `state_dict` say, without going through the model every
+time: an update of a client asks half a dozen times, and for a small one that took a quarter of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import chain
+from operator import is_, methodcaller
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+
+class Walk:
+    """What a walk through a model found; never holds the model itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: list[tuple[str, nn.Module]] = [
+            (path, module) for path, module in model.named_modules() if module is not model
+        ]
+        """All below the model, by their paths, each once."""
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        """Those that are saved and of floating point."""
+        seen: set[Tensor] = set()
+        for path, module in (("", model), *self.modules):
+            prefix = f"{path}." if path else ""
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter not in seen:
+                    seen.add(parameter)
+                    self.parameters[prefix + name] = parameter
+            for name, buffer in module._buffers.items():
+                if buffer is None or buffer in seen or name in module._non_persistent_buffers_set:
+                    continue
+                seen.add(buffer)
+                if buffer.is_floating_point():
+                    self.buffers[prefix + name] = buffer
+        self._holders = [
+            holder
+            for module in (model, *(below for _, below in self.modules))
+            for holder in (module._modules, module._parameters, module._buffers)
+        ]
+        self._held = [*self._holding()]
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """Parameters first, then buffers."""
+        return [*self.parameters.values(), *self.buffers.values()]
+
+    @cached_property
+    def layers(self) -> str:
+        """What the modules are, in words: equal for models of equal architecture."""
+        return "\n".join(f"{path}:{type(module).__qualname__}({module.extra_repr()})" for path, module in self.modules)
+
+    def fresh(self) -> bool:
+        """Whether no module, parameter or buffer has been exchanged, added or taken away since."""
+        return sum(map(len, self._holders)) == len(self._held) and all(map(is_, self._holding(), self._held))
+
+    def _holding(self) -> Iterator[Any]:
+        return chain.from_iterable(map(methodcaller("values"), self._holders))
+
+
+_walks: WeakKeyDictionary[nn.Module, Walk] = WeakKeyDictionary()
+
+
+def walk(model: nn.Module) -> Walk:
+    """The model's walk: the last one, unless something in the model has been exchanged."""
+    found = _walks.get(model)
+    if found is None or not found.fresh():
+        found = _walks[model] = Walk(model)
+    return found
+
+
+def set_to_train(model: nn.Module) -> None:
+    """`model.train()`, where a part of it is not in training mode yet."""
+    if not (model.training and all(module.training for _, module in walk(model).modules)):
+        model.train()

@@ -6,7 +6,8 @@
 Each way runs in a fresh process; repetitions are interleaved, so that what else the machine does meets all alike.
 All do the same arithmetic: the same network, clients, samples, batches and steps, one torch thread a process or
 worker. Wall seconds are what users wait for; CPU seconds (of the process and all its workers) hardly depend on what
-else is running.
+else is running. Memory is the most private memory that each process of a way ever held, summed, and the shared memory
+at the end; libraries' code, which all have in common, is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COMMON = (
     "attack=none",
@@ -52,6 +53,7 @@ WAYS = {
     "bare": (),
     "inprocess_1": ("engine.workers=1",),
     "inprocess_2": ("engine.workers=2",),
+    "batched": ("engine=batched", "engine.workers=2"),
     "ray": ("engine=ray", "engine.workers=2"),
     "stock_flower": (),
 }
@@ -59,40 +61,77 @@ ROUNDS = {"digits": 12, "wrn": 3}
 RATIOS = (
     ("inprocess_1", "bare"),
     ("inprocess_2", "bare"),
+    ("batched", "bare"),
+    ("batched", "inprocess_2"),
     ("ray", "inprocess_2"),
     ("stock_flower", "inprocess_1"),
     ("stock_flower", "inprocess_2"),
+    ("stock_flower", "batched"),
     ("stock_flower", "ray"),
 )
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and all that descend from it, from /proc."""
-    parents: dict[int, int] = {}
-    spent: dict[int, float] = {}
-    tick = os.sysconf("SC_CLK_TCK")
+def family() -> dict[int, list[str]]:
+    """What /proc/PID/stat says, from the parent's number on, of this process and all that descend from it."""
+    fields: dict[int, list[str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            text = stat.read_text()
+            fields[int(stat.parent.name)] = stat.read_text().rpartition(")")[2].split()[1:]
         except OSError:  # it has ended meanwhile
             continue
-        fields = text.rpartition(")")[2].split()
-        parents[int(stat.parent.name)] = int(fields[1])
-        spent[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / tick
 
     def ours(pid: int) -> bool:
-        while pid not in (0, os.getpid()):
-            pid = parents.get(pid, 0)
+        while pid in fields and pid != os.getpid():
+            pid = int(fields[pid][0])
         return pid == os.getpid()
 
+    return {pid: said for pid, said in fields.items() if ours(pid)}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all that descend from it."""
+    tick = os.sysconf("SC_CLK_TCK")
+    others = (said for pid, said in family().items() if pid != os.getpid())
     # /proc counts in hundredths; of this process alone the clock knows more.
-    return time.process_time() + sum(spent[pid] for pid in spent if pid != os.getpid() and ours(pid))
+    return time.process_time() + sum((int(said[10]) + int(said[11])) / tick for said in others)
+
+
+def most_memory() -> float:
+    """MiB: the most private memory that each process of the family has held, and what they share, once."""
+    private, shared = 0, [0]
+    for pid in family():
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        kib = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines) if "kB" in value}
+        shared.append(kib.get("RssShmem", 0))
+        private += kib.get("VmHWM", 0) - kib.get("RssFile", 0) - kib.get("RssShmem", 0)
+    return (private + max(shared)) / 1024
+
+
+class Clocks(NamedTuple):
+    """What the clocks say between two rounds; reading them takes milliseconds, which are in neither round."""
+
+    ended: float
+    ended_cpu: float
+    begins: float
+    begins_cpu: float
+    memory: float
+
+
+def clocks() -> Clocks:
+    """To be called at the end of each round."""
+    ended, started = time.time(), time.process_time()
+    cpu, memory = cpu_seconds(), most_memory()
+    spent = time.process_time() - started
+    return Clocks(ended, cpu, time.time(), cpu + spent, memory)
 
 
 # One way, in a process of its own ------------------------------------------------------------------------------------
 
 
-def bare(config: dict[str, Any]) -> list[tuple[float, float]]:
+def bare(config: dict[str, Any]) -> list[Clocks]:
     """What a careful person would write without any framework: in place, fused, channels last."""
     import torch
     from torch.nn import functional as F
@@ -126,11 +165,11 @@ def bare(config: dict[str, Any]) -> list[tuple[float, float]]:
         state = {name: tensor.to(state[name].dtype) for name, tensor in mean.items()}
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        ended.append((time.time(), cpu_seconds()))
+        ended.append(clocks())
     return ended
 
 
-def simulated(config: dict[str, Any]) -> list[tuple[float, float]]:
+def simulated(config: dict[str, Any]) -> list[Clocks]:
     """fl-sim itself, as `fl-sim run` executes it."""
     from fl_sim import execution
     from fl_sim.rounds import Federation
@@ -140,7 +179,7 @@ def simulated(config: dict[str, Any]) -> list[tuple[float, float]]:
 
     def timed(self: Federation, t: int) -> None:
         original(self, t)
-        ended.append((time.time(), cpu_seconds()))
+        ended.append(clocks())
 
     Federation._round = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +187,7 @@ def simulated(config: dict[str, Any]) -> list[tuple[float, float]]:
     return ended
 
 
-def stock(config: dict[str, Any]) -> list[tuple[float, float]]:
+def stock(config: dict[str, Any]) -> list[Clocks]:
     """Flower as its tutorial has it, two clients at a time."""
     from fl_sim.build import to_text
 
@@ -171,9 +210,11 @@ def one_way(way: str, case: str, rounds: int, started: float) -> None:
     execute = {"bare": bare, "stock_flower": stock}.get(way, simulated)
     ended = execute(config)
     pairs = list(itertools.pairwise(ended[:-1]))
-    seconds, cpu = ([after[i] - before[i] for before, after in pairs] for i in (0, 1))
-    # Their sum over the rounds, for CPU time is counted in hundredths.
-    print(json.dumps({"first": ended[0][0] - started, "seconds": seconds, "cpu": sum(cpu) / len(cpu)}))
+    seconds = [after.ended - before.begins for before, after in pairs]
+    cpu = [after.ended_cpu - before.begins_cpu for before, after in pairs]
+    found = {"first": ended[0].ended - started, "seconds": seconds, "memory": ended[-1].memory}
+    # CPU seconds as a mean, for they are counted in hundredths.
+    print(json.dumps(found | {"cpu": sum(cpu) / len(cpu)}))
 
 
 # All of them ----------------------------------------------------------------------------------------------------
@@ -198,8 +239,11 @@ def compare(case: str, ways: list[str], rounds: int, repeats: int) -> dict[str, 
         for way in ways:
             runs[-1][way] = found = measured(way, case, rounds)
             each = statistics.median(found["seconds"])
-            line = f"{each:8.3f} s a round  {found['cpu']:8.3f} CPU s  first round after {found['first']:6.1f} s"
-            print(f"{case:8s} {repeat + 1}/{repeats} {way:13s}{line}", flush=True)
+            line = f"{each:8.3f} s a round {found['cpu']:8.3f} CPU s {found['memory']:6.0f} MiB, first round"
+            print(
+                f"{case:7s} {repeat + 1}/{repeats} {way:13s}{line} after {found['first']:5.1f} s",
+                flush=True,
+            )
 
     def round_seconds(run: dict[str, dict[str, Any]], way: str) -> float:
         return statistics.median(run[way]["seconds"])
@@ -209,6 +253,7 @@ def compare(case: str, ways: list[str], rounds: int, repeats: int) -> dict[str, 
             "seconds_a_round": statistics.median(round_seconds(run, way) for run in runs),
             "cpu_seconds_a_round": statistics.median(run[way]["cpu"] for run in runs),
             "first_round_after_seconds": statistics.median(run[way]["first"] for run in runs),
+            "peak_mib": statistics.median(run[way]["memory"] for run in runs),
         }
         for way in ways
     }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from functools import cache
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -24,8 +24,8 @@ from fl_sim.models.classifier import Compute, build_classifier
 from fl_sim.randomness import generator
 
 ENVIRONMENT = "FL_SIM_BENCHMARK"
-ended: list[tuple[float, float]] = []
-"""(seconds, CPU seconds) at the end of each round."""
+ended: list[Any] = []
+"""`engines.clocks()` at the end of each round."""
 
 
 def net() -> nn.Module:
@@ -75,13 +75,13 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    from engines import cpu_seconds
+    from engines import clocks
 
     plan = json.loads(os.environ[ENVIRONMENT])
 
     def note(round_: int, _arrays: ArrayRecord) -> None:
         if round_:
-            ended.append((time.time(), cpu_seconds()))
+            ended.append(clocks())
 
     strategy = FedAvg(
         fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=plan["clients"], min_available_nodes=plan["clients"]

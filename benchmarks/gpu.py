@@ -57,6 +57,11 @@ AIMS = {"resnet18": 1.0, "many_small": 0.15}
 WAYS = {
     "inprocess": ("engine=inprocess",),
     "inprocess, not deterministic": ("engine=inprocess", "engine.deterministic=false"),
+    "inprocess, captured": ("engine=inprocess", "engine.capture=true"),
+    "inprocess, captured, not deterministic": (
+        *("engine=inprocess", "engine.capture=true"),
+        "engine.deterministic=false",
+    ),
     "batched": ("engine=batched", "engine.clients=50"),
 }
 """A network without a batched form of its own, or on a machine where stacks are refused, says so."""
@@ -143,13 +148,13 @@ def measured(case: str, rounds: int, small: bool) -> dict[str, Any]:
     for way, extra in WAYS.items():
         config = compose_config([*words, *extra, f"rounds={WARM + rounds + 3}"])
         found[way] = simulated(config, rounds)
-    ended = [at for at, _ in bare(compose_config([*words, f"rounds={WARM + rounds}"]))][WARM - 1 :]
+    ended = [each.ended for each in bare(compose_config([*words, f"rounds={WARM + rounds}"]))][WARM - 1 :]
     plain = statistics.median(after - before for before, after in itertools.pairwise(ended))
     found["bare loop"] = {"seconds_a_round": plain, "busy": None, "waits_a_client": None}
     for way, result in found.items():
         result["ratio"] = result["seconds_a_round"] / found["bare loop"]["seconds_a_round"]
         told = [
-            f"{case:11s}{way:30s}{result['seconds_a_round']:8.3f} s a round  {result['ratio']:5.2f} of the bare loop"
+            f"{case:11s}{way:40s}{result['seconds_a_round']:8.3f} s a round  {result['ratio']:5.2f} of the bare loop"
         ]
         if result["busy"] is not None:
             told.append(f"GPU busy {result['busy']:.0%}")

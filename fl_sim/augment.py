@@ -31,7 +31,7 @@ def shifted(x: Tensor, offsets: Tensor, padding: int) -> Tensor:
 
 def random_crop(x: Tensor, padding: int, rng: Generator) -> Tensor:
     """Shift each image by up to `padding` pixels each way; zeros come in at the edge."""
-    return shifted(x, crop_offsets(len(x), padding, rng).to(x.device), padding)
+    return shifted(x, crop_offsets(len(x), padding, rng).to(x.device, non_blocking=True), padding)
 
 
 def coins(count: int, rng: Generator) -> Tensor:
@@ -46,7 +46,7 @@ def mirrored(x: Tensor, flipped: Tensor) -> Tensor:
 
 def random_flip(x: Tensor, rng: Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
-    return mirrored(x, coins(len(x), rng).to(x.device))
+    return mirrored(x, coins(len(x), rng).to(x.device, non_blocking=True))
 
 
 def corners(count: int, side: tuple[int, int], size: int, rng: Generator) -> Tensor:
@@ -67,7 +67,7 @@ def blackened(x: Tensor, corner: Tensor, size: int) -> Tensor:
 
 def cutout(x: Tensor, size: int, rng: Generator) -> Tensor:
     """Blacken one square of `size` pixels a side, centred anywhere (DeVries & Taylor 2017)."""
-    return blackened(x, corners(len(x), (x.shape[2], x.shape[3]), size, rng).to(x.device), size)
+    return blackened(x, corners(len(x), (x.shape[2], x.shape[3]), size, rng).to(x.device, non_blocking=True), size)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Augment:
 
     def __call__(self, x: Tensor, y: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         draws = self.draw(len(x), (x.shape[2], x.shape[3]), rng)
-        return self.apply(x, {name: drawn.to(x.device) for name, drawn in draws.items()}), y
+        return self.apply(x, {name: drawn.to(x.device, non_blocking=True) for name, drawn in draws.items()}), y
 
     def draw(self, count: int, side: tuple[int, int], rng: Generator) -> dict[str, Tensor]:
         """What chance decides about a batch, an entry for each image."""

@@ -62,7 +62,7 @@ class Samples:
         The rest is a smaller batch; a rest of one joins the batch before it, because batch normalisation can't
         learn from a single sample's statistics.
         """
-        order = torch.randperm(len(self), generator=rng).to(self.images.device)
+        order = torch.randperm(len(self), generator=rng).to(self.images.device, non_blocking=True)
         for at in order.split(batch_sizes(len(self), size)):
             x, y = to_pixels(self.images[at]), self.labels[at]
             for transform in self.transforms:

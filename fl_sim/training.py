@@ -18,6 +18,8 @@ from fl_sim.walk import set_to_train, walk
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, pixels, labels) -> a scalar loss."""
 Hook: TypeAlias = Callable[[nn.Module], None]
+Step: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, pixels, labels) -> the loss, the model being a step further."""
 Schedule: TypeAlias = Callable[[float], float]
 """Share of all steps done, in [0, 1) -> factor on the learning rate."""
 
@@ -41,6 +43,27 @@ class Fitted:
     loss: float
 
 
+def stepped(
+    model: nn.Module,
+    optimizer: Optimizer,
+    x: Tensor,
+    y: Tensor,
+    objective: Objective = cross_entropy,
+    after_backward: Iterable[Hook] = (),
+    after_step: Iterable[Hook] = (),
+) -> Tensor:
+    """One step on one batch; its loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = objective(model, x, y)
+    loss.backward()
+    for hook in after_backward:
+        hook(model)
+    optimizer.step()
+    for hook in after_step:
+        hook(model)
+    return loss.detach()
+
+
 def fit(
     model: nn.Module,
     samples: Samples,
@@ -55,10 +78,12 @@ def fit(
     after_epoch: Iterable[Hook] = (),
     min_steps: int = 0,
     schedule: Schedule | None = None,
+    step: Step | None = None,
 ) -> Fitted:
     """Train `model` in place for `epochs`, and on for whole or part epochs until `min_steps` are done.
 
-    Hooks run after each backward pass, each optimiser step, and each epoch, the last one whole or not.
+    Hooks run after each backward pass, each optimiser step, and each epoch, the last one whole or not. `step` makes
+    a whole step in place of objective, optimiser and the first two hooks; the optimiser says its learning rate.
     """
     if not len(samples):
         raise ValueError("can't train on no samples")
@@ -66,33 +91,28 @@ def fit(
     total = max(epochs * len(batch_sizes(len(samples), batch_size)), min_steps)
     rates = [group["lr"] for group in optimizer.param_groups]
     set_to_train(model)
-    step, factor = 0, 1.0
+    done, factor = 0, 1.0
     losses = torch.zeros((), device=samples.labels.device)
     in_epoch = 0
-    while step < total:
+    while done < total:
         losses.zero_()
         in_epoch = 0
         for x, y in samples.batches(batch_size, rng):
-            if schedule is not None and (now := schedule(step / total)) != factor:
+            if schedule is not None and (now := schedule(done / total)) != factor:
                 factor = now
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-            optimizer.zero_grad(set_to_none=True)
-            loss = objective(model, x, y)
-            loss.backward()
-            for hook in after_backward:
-                hook(model)
-            optimizer.step()
-            for hook in after_step:
-                hook(model)
-            losses += loss.detach()
-            step += 1
+            if step is None:
+                losses += stepped(model, optimizer, x, y, objective, after_backward, after_step)
+            else:
+                losses += step(model, x, y)
+            done += 1
             in_epoch += 1
-            if step == total:
+            if done == total:
                 break
         for hook in after_epoch:
             hook(model)
-    return Fitted(step, float(losses) / max(in_epoch, 1))
+    return Fitted(done, float(losses) / max(in_epoch, 1))
 
 
 def sgd(

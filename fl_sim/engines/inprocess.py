@@ -18,12 +18,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
+from fl_sim.captured import Captured
 from fl_sim.engines.flower import empty_run, identify, set_message_id
 from fl_sim.engines.numerics import serving
 from fl_sim.engines.records import pack, unpack
 from fl_sim.errors import require
 from fl_sim.models.classifier import Compute, Precision
 from fl_sim.protocols import State
+from fl_sim.together.meeting import stand_in
 
 RUN_ID = 1
 FIRST_NODE = 2  # 1 is the server
@@ -33,7 +35,9 @@ CLIENT_ERROR = 1  # Flower's code for "the ClientApp raised"
 class InProcessGrid(Grid):
     """Calls the ClientApp on `workers` threads; node `FIRST_NODE + i` serves client i."""
 
-    def __init__(self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int) -> None:
+    def __init__(
+        self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int, capture: bool = False
+    ) -> None:
         identify(RUN_ID)
         self._app = app
         self._nodes = range(FIRST_NODE, FIRST_NODE + nodes)
@@ -42,7 +46,7 @@ class InProcessGrid(Grid):
         self._changed: set[int] = set()
         self._sent = 0
         self._replies: dict[str, Message] = {}
-        self._pool = ThreadPoolExecutor(workers, "client", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(workers, "client", initializer=_begin, initargs=(capture,))
 
     def set_run(self, run: Run) -> None:
         """Nothing to set: this grid lives for one run."""
@@ -106,6 +110,13 @@ class InProcessGrid(Grid):
         return reply
 
 
+def _begin(capture: bool) -> None:
+    """What a thread that runs clients does first."""
+    torch.set_num_threads(1)
+    if capture:
+        stand_in(Captured())
+
+
 def a_reply(answer: object) -> Message:
     """What a ClientApp returned, if it is a reply: a client that returns something else has failed."""
     if not isinstance(answer, Message):
@@ -147,7 +158,8 @@ class InProcess:
 
     `server_threads` are torch's threads for erasing, aggregation and evaluation. Results depend on them, as any
     float32 sum depends on its order, but not on `workers`. `deterministic=false` lets a GPU choose its fastest
-    algorithms, whose results differ in their last bits from run to run.
+    algorithms, whose results differ in their last bits from run to run. `capture` replays a client's training steps
+    on a GPU as CUDA graphs, see `fl_sim.captured`.
     """
 
     workers: int | Literal["auto"] = "auto"
@@ -155,6 +167,7 @@ class InProcess:
     precision: Precision = "float32"
     channels_last: bool = True
     deterministic: bool = True
+    capture: bool = False
     server_app: str = "server.app:app"
     client_app: str = "clients.app:app"
 
@@ -183,7 +196,7 @@ class InProcess:
             grid.close()
 
     def grid(self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int) -> InProcessGrid:
-        return InProcessGrid(app, nodes, run_config, workers)
+        return InProcessGrid(app, nodes, run_config, workers, self.capture)
 
     def _worker_count(self, device: torch.device) -> int:
         if self.workers != "auto":

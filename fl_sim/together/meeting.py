@@ -28,8 +28,13 @@ _stand_in: ContextVar[Fit] = ContextVar("stand_in")
 
 
 def client_fit() -> Fit:
-    """What a client trains with: `fit`, or what stands in for it where the clients of a round train together."""
+    """What a client trains with: `fit`, or what stands in for it on this thread."""
     return _stand_in.get(fit)
+
+
+def stand_in(fit: Fit) -> None:
+    """From now on, clients on this thread train with this."""
+    _stand_in.set(fit)
 
 
 class Interrupted(RuntimeError):

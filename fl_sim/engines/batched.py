@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -121,6 +121,7 @@ class Batched(InProcess):
     `workers`, at a given number, does not.
     """
 
+    capture: bool = field(default=False, init=False)  # every client has a model of its own, hardly worth a graph
     clients: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:

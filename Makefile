@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The oldest Python that pyproject.toml allows, for `make test-lowest`.
+OLDEST ?= python3.11
 
-.PHONY: demo test test-all bench check clean
+.PHONY: demo test test-all test-lowest bench check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fl-sim run
@@ -13,6 +15,15 @@ test: $(VENV)/.installed-dev check
 
 test-all: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest -n auto -m "not gpu or gpu"
+	$(MAKE) test-lowest
+
+# The default tests with the oldest releases that pyproject.toml allows; those above have the newest.
+test-lowest:
+	$(OLDEST) -m venv --clear $(VENV)-lowest
+	$(OLDEST) tests/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(VENV)-lowest/constraints.txt -e ".[dev,joblib,mlflow,optuna,submitit,wandb]"
+	$(VENV)-lowest/bin/python -m pytest -n auto
 
 # The benchmarks one after another, each with its numbers as JSON in bench/; on an idle machine.
 bench: $(VENV)/.installed
@@ -39,4 +50,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

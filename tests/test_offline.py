@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import tiny
 
-from fl_sim import execution
 from fl_sim.cli import OK, main
 
 GUARDED = """
@@ -39,8 +38,29 @@ sys.exit(main(sys.argv[1:]))
 """A process whose sockets reach nothing but itself, from before the first import on."""
 
 
-def test_a_run_asks_nothing_of_a_network(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+COMMANDS = {
+    "run": ["run", *tiny.TINY, *tiny.ERASING, "rounds=2"],
+    "central": ["central", *tiny.TINY, *tiny.ERASING, "central.epochs=1"],
+    "list": ["list", "eraser"],
+    "report": ["report", "runs", "-o", "report.html"],
+    "compare": ["compare", "RUN", "RUN"],
+    "resume": ["resume", "RUN"],
+    "replay": ["replay", "RUN"],
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, for the commands that read one."""
+    return tiny.run(tmp_path_factory.mktemp("done") / "run", *tiny.ERASING, "rounds=2")
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
+def test_a_command_asks_nothing_of_a_network(
+    words: list[str], done: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every way out of this process is closed, even to itself: nothing tries one."""
+    shutil.copytree(done, cwd / "runs/run")
     asked: list[Any] = []
 
     def closed(*address: Any) -> None:
@@ -54,15 +74,15 @@ def test_a_run_asks_nothing_of_a_network(cwd: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="no network"), socket.socket() as control:  # the doors really are shut
         control.connect(("127.0.0.1", 9))
     del asked[:]
-    monkeypatch.setattr("fl_sim.summary.draw", lambda *_: None)
-    monkeypatch.setattr(execution, "draw_partitions", lambda *_: None)
-    assert main(["run", *tiny.TINY, *tiny.ERASING, "rounds=2"]) == OK
+    assert main([word.replace("RUN", "runs/run") for word in words]) == OK
     assert asked == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["run", "rounds=2"], ["central", "central.epochs=1", "erasers=[nad]"], ["list"]], ids=" ".join
+    "words",
+    [["run", "rounds=2"], ["central", "central.epochs=1", "erasers=[nad]"], ["list"], ["gallery"]],
+    ids=" ".join,
 )
 def test_a_command_from_its_first_import_on_asks_nothing_of_a_network(words: list[str], tmp_path: Path) -> None:
     """The default run, in a process of its own; the operating system is asked, too, where strace is installed."""

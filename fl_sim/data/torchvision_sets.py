@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,17 @@ def load_published(
 def _opened(published: Published, root: Path, options: Mapping[str, Any], download: bool) -> Any:
     from torchvision import datasets  # imported late: it takes a second
 
-    kind = getattr(datasets, published.kind)
+    kind, fresh = getattr(datasets, published.kind), not root.exists()
     try:
         return kind(str(root), download=download, **options)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make torchvision raise nearly anything
-        raise ConfigError("root", str(root), _complaint(published, kind, root, download, error)) from error
+        complaint = _complaint(published, kind, root, download, error)
+        for folder in [*sorted(root.rglob("*/"), reverse=True), root] if fresh else ():
+            with suppress(OSError):  # those that torchvision made and could fetch nothing into are empty
+                folder.rmdir()
+        raise ConfigError("root", str(root), complaint) from error
 
 
 def _complaint(published: Published, kind: Any, root: Path, download: bool, error: Exception) -> str:

@@ -315,6 +315,7 @@ def test_absent_and_offline_is_one_clear_line(
     assert offline == []
     assert "name resolution" in complaint(case, download=True)
     assert offline != []
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "emnist_letters"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses.aggregation.geometry import among_finite, column_parts, squared_distances
+from defenses.aggregation.geometry import among_finite, ascending, column_parts, squared_distances
 from defenses.aggregation.krum import check_attackers, neighbour_scores
 from fl_sim.protocols import Aggregate, ServerContext, State
 
@@ -27,13 +27,17 @@ def pick(distances: Tensor, count: int, attackers: int) -> list[int]:
 
 
 def around_median(deltas: Tensor, rows: list[int], count: int) -> Tensor:
-    """The mean of the `count` values of each column that are closest to the rows' median."""
+    """The mean of the `count` values of each column that are closest to the rows' median.
+
+    In order of size they stand side by side: of all such windows it is the one whose farther end is nearest.
+    """
     means = []
     for part in column_parts(deltas):
-        values = part[rows].sort(0).values
+        values = ascending(part[rows])
         middle = (values[(len(rows) - 1) // 2] + values[len(rows) // 2]) / 2
-        nearest = (values - middle).abs().topk(count, dim=0, largest=False).indices
-        means.append(values.gather(0, nearest).mean(0))
+        farthest = torch.maximum(middle - values[: len(rows) - count + 1], values[count - 1 :] - middle)
+        window = farthest.argmin(0) + torch.arange(count, device=values.device)[:, None]
+        means.append(values.gather(0, window).mean(0))
     return torch.cat(means)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -23,6 +24,13 @@ Method: TypeAlias = Callable[[Rule, Tensor, Tensor, State, ServerContext], Aggre
 def column_parts(deltas: Tensor) -> Iterator[Tensor]:
     """The stack as views of some columns each."""
     yield from deltas.split(max(ENTRIES // len(deltas), 1), dim=1)
+
+
+def ascending(part: Tensor) -> Tensor:
+    """Each column's values in order. On a CPU NumPy sorts them, on AVX-512 some fifteen times as fast as PyTorch does."""
+    if part.device.type != "cpu" or part.dtype not in (torch.float32, torch.float64):
+        return part.sort(0).values
+    return torch.from_numpy(np.sort(part.detach().numpy(), axis=0))
 
 
 def finite_rows(deltas: Tensor) -> Tensor:

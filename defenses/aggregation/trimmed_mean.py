@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses.aggregation.geometry import among_finite, column_parts
+from defenses.aggregation.geometry import among_finite, ascending, column_parts
 from fl_sim.errors import require
 from fl_sim.protocols import Aggregate, ServerContext, State
 
@@ -15,7 +15,7 @@ from fl_sim.protocols import Aggregate, ServerContext, State
 def middle_mean(deltas: Tensor, trim: int) -> Tensor:
     """The mean of each column without its `trim` smallest and largest entries; column chunks bound the memory."""
     rows = len(deltas)
-    return torch.cat([part.sort(0).values[trim : rows - trim].mean(0) for part in column_parts(deltas)])
+    return torch.cat([ascending(part)[trim : rows - trim].mean(0) for part in column_parts(deltas)])
 
 
 @dataclass(frozen=True)

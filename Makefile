@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The oldest Python that pyproject.toml allows, for `make test-lowest`.
 OLDEST ?= python3.11
 
-.PHONY: demo test test-all test-lowest bench check clean
+.PHONY: demo test test-all test-lowest bench bench-others check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fl-sim run
@@ -26,7 +26,7 @@ test-lowest:
 	$(VENV)-lowest/bin/python -m pytest -n auto
 
 # The benchmarks one after another, each with its numbers as JSON in bench/; on an idle machine.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	mkdir -p bench
 	$(BIN)/python benchmarks/engines.py --repeats 2 -o bench/engines.json
 	$(BIN)/python benchmarks/batched.py digits --repeats 3 -o bench/batched.json
@@ -34,6 +34,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.1 -o bench/erasing.json
 	$(BIN)/python benchmarks/aggregators.py -o bench/aggregators.json
 	$(BIN)/python benchmarks/evaluation.py -o bench/evaluation.json
+
+# The same work by other simulators.
+bench-others: $(VENV)/.installed-bench
+	mkdir -p bench
+	$(BIN)/python benchmarks/others.py --workers 2 --repeats 2 -o bench/others.json
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -47,6 +52,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""How long a round takes: the same federated averaging by a bare PyTorch loop, by fl-sim's engines and by stock Flower.
+"""How long a round takes: the same federated averaging by a bare PyTorch loop, by fl-sim's engines and by Flower's own.
 
     python benchmarks/engines.py                          # both cases, everything that is installed
     python benchmarks/engines.py digits --repeats 5 -o engines.json
@@ -56,7 +56,10 @@ WAYS = {
     "batched": ("engine=batched", "engine.workers=2"),
     "ray": ("engine=ray", "engine.workers=2"),
     "stock_flower": (),
+    "tutorial_flower": ("engine.workers=2",),
 }
+NEEDED = {"ray": ("ray",), "stock_flower": ("ray",), "tutorial_flower": ("ray", "flwr_datasets")}
+"""Modules that a way needs; the extra `bench` brings them."""
 ROUNDS = {"digits": 12, "wrn": 3}
 RATIOS = (
     ("inprocess_1", "bare"),
@@ -68,6 +71,9 @@ RATIOS = (
     ("stock_flower", "inprocess_2"),
     ("stock_flower", "batched"),
     ("stock_flower", "ray"),
+    ("tutorial_flower", "inprocess_1"),
+    ("tutorial_flower", "inprocess_2"),
+    ("tutorial_flower", "batched"),
 )
 
 
@@ -188,7 +194,7 @@ def simulated(config: dict[str, Any]) -> list[Clocks]:
 
 
 def stock(config: dict[str, Any]) -> list[Clocks]:
-    """Flower as its tutorial has it, two clients at a time."""
+    """Flower's ClientApp and strategy with each client's samples kept as tensors, two clients at a time."""
     from fl_sim.build import to_text
 
     os.environ["FL_SIM_BENCHMARK"] = to_text(config)
@@ -201,13 +207,20 @@ def stock(config: dict[str, Any]) -> list[Clocks]:
     return stock_flower.ended
 
 
+def tutorial(config: dict[str, Any]) -> list[Clocks]:
+    """Flower as its quickstart has it, data pipeline and all, two clients at a time."""
+    import tutorial_flower
+
+    return tutorial_flower.rounds(config)
+
+
 def one_way(way: str, case: str, rounds: int, started: float) -> None:
     """Print, as JSON, when the first round ended and how long the others took."""
     from fl_sim.build import compose_config
 
     # One round more than asked for: fl-sim's last one evaluates and saves.
     config = compose_config([*CASES[case], *WAYS[way], f"rounds={rounds + 2}"])
-    execute = {"bare": bare, "stock_flower": stock}.get(way, simulated)
+    execute = {"bare": bare, "stock_flower": stock, "tutorial_flower": tutorial}.get(way, simulated)
     ended = execute(config)
     pairs = list(itertools.pairwise(ended[:-1]))
     seconds = [after.ended - before.begins for before, after in pairs]
@@ -281,10 +294,10 @@ def main() -> None:
     if chosen.way:
         one_way(chosen.way, chosen.cases[0], chosen.rounds, chosen.started)
         return
-    has_ray = importlib.util.find_spec("ray") is not None
-    ways = chosen.ways or [way for way in WAYS if has_ray or way not in ("ray", "stock_flower")]
-    if not has_ray:
-        print('without Ray (pip install -e ".[ray]") only what runs in one process is measured')
+    missing = {way: [name for name in NEEDED.get(way, ()) if importlib.util.find_spec(name) is None] for way in WAYS}
+    ways = chosen.ways or [way for way in WAYS if not missing[way]]
+    for way in (way for way in WAYS if missing[way] and way not in ways):
+        print(f"{way} is left out: {' and '.join(missing[way])} not installed (the extra `bench` brings it)")
     load = os.getloadavg()
     cases = chosen.cases or list(CASES)
     result = {case: compare(case, ways, chosen.rounds or ROUNDS[case], chosen.repeats) for case in cases}
@@ -296,7 +309,7 @@ def main() -> None:
 
         about = provenance("cpu", {}, sys.argv)
         about |= {"cores": os.cpu_count(), "threads_a_process": 1, "load_before": load, "load_after": os.getloadavg()}
-        about["packages"]["ray"] = importlib.metadata.version("ray") if has_ray else None
+        about["packages"]["ray"] = None if missing["ray"] else importlib.metadata.version("ray")
         chosen.output.write_text(json.dumps({"about": about, "cases": result}, indent=2) + "\n")
 
 

@@ -71,7 +71,9 @@ class Work:
 
     @property
     def workers(self) -> int:
-        return int(self.config["engine"]["workers"])
+        """`auto` is one for every core that this process may use."""
+        asked = self.config["engine"]["workers"]
+        return len(os.sched_getaffinity(0)) if asked == "auto" else int(asked)
 
     @cached_property
     def clients(self) -> list[tuple[Tensor, Tensor]]:

@@ -160,7 +160,7 @@ def federate(server: ServerApp, client: ClientApp, config: dict[str, Any]) -> No
     os.environ[ENVIRONMENT] = to_text(config)
     resources = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"num_cpus": config["engine"]["workers"], "num_gpus": 0},
+        "init_args": {"num_cpus": work().workers, "num_gpus": 0},
     }
     logging.getLogger("flwr").setLevel(logging.ERROR)
     run_simulation(server, client, config["clients"], backend_config=resources)

@@ -273,9 +273,10 @@ def same_models(left: Path, right: Path) -> bool:
 
 
 @with_ray
-def test_ray_gives_the_numbers_of_inprocess_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ray_gives_the_numbers_of_inprocess_and_leaves_nothing_behind(
+    tmp_path: Path, left_over: Callable[[], set[str]]
+) -> None:
     """Bit for bit, with a Ray of the run's own: metrics, model, checkpoint, and what each client remembers."""
-    before = left_over()
     here = tiny.run(tmp_path / "here", *REMEMBERING)
     there = tiny.run(tmp_path / "there", *REMEMBERING, "engine=ray", "engine.workers=2")
     assert tiny.numbers(here) == tiny.numbers(there)
@@ -288,7 +289,7 @@ def test_ray_gives_the_numbers_of_inprocess_and_leaves_nothing_behind(tmp_path: 
         one, other = (torch.load(folder / "clients" / name, weights_only=True) for folder in (here, there))
         assert torch.equal(one["teacher"], other["teacher"])
     assert {path.name for path in here.iterdir()} == {path.name for path in there.iterdir()}
-    assert left_over() == before
+    assert not left_over()
 
 
 @with_ray
@@ -373,9 +374,10 @@ def test_a_cluster_without_room_or_without_existence_is_said_in_a_line(tmp_path:
 
 @with_ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_everything_and_the_run_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupt_stops_everything_and_the_run_goes_on_later(
+    tmp_path: Path, number: signal.Signals, left_over: Callable[[], set[str]]
+) -> None:
     """To the whole group of processes, as Ctrl-C in a terminal: exit status 130, no Ray left, and it can be resumed."""
-    before = left_over()
     # Long enough that the interrupt comes in the midst of it.
     command = ["-m", "fl_sim.cli", "run", *tiny.TINY, "rounds=500", "engine=ray", f"output={tmp_path}"]
     process = subprocess.Popen(
@@ -383,6 +385,7 @@ def test_an_interrupt_stops_everything_and_the_run_goes_on_later(tmp_path: Path,
     )
     try:
         wait_until(lambda: bool(list(tmp_path.glob("*/*/checkpoint.pt"))), seconds=600)
+        assert left_over()
         os.killpg(process.pid, number)
         _, complaint = process.communicate(timeout=300)
     finally:
@@ -391,23 +394,40 @@ def test_an_interrupt_stops_everything_and_the_run_goes_on_later(tmp_path: Path,
     [folder] = [path.parent for path in tmp_path.glob("*/*/checkpoint.pt")]
     assert f"Go on with: fl-sim resume {folder}" in complaint
     assert "Traceback" not in complaint
-    wait_until(lambda: left_over() == before)
+    wait_until(lambda: not left_over())
     done = tiny.events(folder, "round")
     assert 1 <= len(done) < 500
     assert tiny.numbers(folder) == tiny.numbers(tiny.run(tmp_path / "whole", f"rounds={len(done)}"))
 
 
-def left_over() -> tuple[set[str], set[str]]:
-    """Ray's processes by command, and the folders of Rays that were started for a run."""
-    commands = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:  # it has ended meanwhile
-            continue
-        if "gcs_server" in words or "raylet" in words or words.startswith("ray::"):
-            commands.add(words)
-    return commands, {path.name for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*")}
+MARK = "FL_SIM_RAY_TEST"
+
+
+@pytest.fixture
+def left_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], set[str]]]:
+    """What is left of the Rays that this test has started: processes, by an environment they inherit, and folders.
+
+    Another test, or another user of the machine, may run a Ray at the same time.
+    """
+    monkeypatch.setenv(MARK, str(tmp_path))
+    folders = tempfile.mkdtemp(prefix="ray-")  # sockets' names must be short
+    monkeypatch.setattr(tempfile, "tempdir", folders)
+    monkeypatch.setenv("TMPDIR", folders)
+
+    def left() -> set[str]:
+        found = {path.name for path in Path(folders).glob(f"{FOLDER}*")}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                inherited = (folder / "environ").read_bytes().split(b"\0")
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            except OSError:  # it has ended meanwhile, or is somebody else's
+                continue
+            if f"{MARK}={tmp_path}".encode() in inherited and int(folder.name) != os.getpid():
+                found.add(words)
+        return found
+
+    yield left
+    shutil.rmtree(folders, ignore_errors=True)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:

@@ -33,6 +33,8 @@ STEPS = {
     "_save": "checkpoint",
     "_detect": "summary",
 }
+MARK = "FL_SIM_TEST_FORK"
+"""In the environment of all that a fork starts: its own process's id."""
 
 
 def warm() -> None:
@@ -50,23 +52,32 @@ def forked(
     *,
     pictures: bool = False,
     cpu_seconds: int | None = None,
+    memory: int | None = 6 << 30,
     phase: mmap.mmap | None = None,
 ) -> int:
     """Begin `fl-sim` with these words in `folder`, its stderr into the file `told`; the process's id."""
     child = os.fork()
     if not child:
-        _be_the_child(words, folder, told, pictures, cpu_seconds, phase)
+        _be_the_child(words, folder, told, pictures, cpu_seconds, memory, phase)
     return child
 
 
 def _be_the_child(
-    words: Sequence[str], folder: Path, told: Path, pictures: bool, cpu_seconds: int | None, phase: mmap.mmap | None
+    words: Sequence[str],
+    folder: Path,
+    told: Path,
+    pictures: bool,
+    cpu_seconds: int | None,
+    memory: int | None,
+    phase: mmap.mmap | None,
 ) -> None:
     """Never returns."""
     status = 99
     try:
         os.chdir(folder)
-        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # what asks for terabytes must not get 20 GB
+        os.environ[MARK] = str(os.getpid())
+        if memory is not None:  # what asks for terabytes must not get 20 GB
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if cpu_seconds is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -103,6 +114,20 @@ def _say_where(phase: mmap.mmap) -> None:
     for step, name in STEPS.items():
         setattr(Federation, step, telling(getattr(Federation, step), name))
     execution.summarise = telling(execution.summarise, "summary")
+
+
+def started_by(child: int) -> dict[int, str]:
+    """The processes that a fork started and that are still there, by id, with their commands."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = f"\0{MARK}={child}\0".encode() in b"\0" + (path / "environ").read_bytes()
+            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has ended meanwhile, or is another user's
+            continue
+        if marked and command:  # a process that has ended and is not waited for has neither
+            found[int(path.name)] = command
+    return found
 
 
 def ended(child: int, seconds: float) -> int | None:

@@ -127,6 +127,25 @@ def rules_in_print(path: str, source: str) -> list[str]:
     return [f"{path}:{node.lineno} prints" for node in calls if ast.unparse(node.func) == "print"]
 
 
+def unpickling(path: str, source: str) -> list[str]:
+    """What a file says is never executed: no pickles, torch.load for tensors only, YAML by safe loaders."""
+    packages = ("pickle", "shelve", "marshal", "dill", "cloudpickle")
+    complaints = [f"{path} imports {name}" for name in imported(source, path) if name.split(".")[0] in packages]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called, given = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
+            careless = {
+                "torch.load": given.get("weights_only") != "True",
+                "yaml.load": given.get("Loader") != "LOADER",
+                "np.load": given.get("allow_pickle", "False") != "False",
+                "joblib.load": True,
+                "eval": True,
+                "exec": True,
+            }
+            complaints += [f"{path}:{node.lineno}: {ast.unparse(node)}"] if careless.get(called, False) else []
+    return complaints
+
+
 Rule = Callable[[str, str], list[str]]
 BROKEN: list[tuple[Rule, str, str]] = [
     (crossing_rooms, "clients/sgd.py", "from defenses.erasing.nad import Nad"),
@@ -154,6 +173,12 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (global_randomness, "fl_sim/x.py", "x = np.random.rand(3)"),
     (global_randomness, "fl_sim/x.py", "import random"),
     (rules_in_print, "server/app.py", "print('round 3')"),
+    (unpickling, "fl_sim/x.py", "import pickle"),
+    (unpickling, "fl_sim/x.py", "torch.load(path, map_location='cpu')"),
+    (unpickling, "fl_sim/x.py", "torch.load(path, weights_only=False)"),
+    (unpickling, "fl_sim/x.py", "yaml.load(text, Loader=yaml.Loader)"),
+    (unpickling, "fl_sim/x.py", "np.load(path, allow_pickle=True)"),
+    (unpickling, "fl_sim/x.py", "eval(text)"),
 ]
 RULES = list(dict.fromkeys(rule for rule, _, _ in BROKEN))
 

@@ -335,6 +335,26 @@ def test_every_fault_is_counted_as_drawn(tmp_path: Path, name: str) -> None:
     assert ("simulated_seconds" in rounds(folder)[0]) == (name in ("stragglers", "mixed"))
 
 
+@pytest.mark.slow
+def test_every_aggregator_goes_on_for_ten_rounds_of_faults(tmp_path: Path) -> None:
+    """Nearly three thousand orders in all. Each round's refusals are those that were drawn, and no model breaks."""
+    total = Counter[str]()
+    for name in sorted(build.choices("aggregator", [build.conf_folder()])):
+        own = {"bulyan": ("threat.fraction=0",), "flower": ("aggregator.strategy=FedAvg",)}.get(name, ())
+        words = ("faults=mixed", *FAULTS["mixed"], f"aggregator={name}", *own)
+        words += ("data.clean_fraction=0.1", "clients=12", "clients_per_round=12", "rounds=10", "eval.every=10")
+        folder = tiny.run(tmp_path / name, *words)
+        expected = by_hand(tiny.tiny(*words), {t: list(range(12)) for t in range(1, 11)})
+        for event in rounds(folder):
+            assert event["refused_for"] == dict(expected[event["round"]]), name
+            total.update(event["refused_for"], asked=event["asked"])
+        assert len(rounds(folder)) == 10
+        assert all(value.isfinite().all() for value in load_tensors(folder / "model.pt").values())
+    print(dict(total))
+    assert total["asked"] > 2500
+    assert total.total() - total["asked"] > 1000
+
+
 ALL_AT_ONCE = (
     *("faults=mixed", *FAULTS["mixed"], "faults.late=next_round", "clients_per_round=5", "rounds=5"),
     *("quorum=0.5", "below_quorum=repeat", "repeats=2", "client=fed_nad", "client.lr=0.01"),

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import soaking
 
-FLAT = ("open_files", "threads", "shared_memory_files", "temporary_files")
+FLAT = ("open_files", "threads", "processes", "their_open_files", "shared_memory_files", "temporary_files")
 
 
-def soaked(rounds: int, folder: Path) -> dict[str, Any]:
+def soaked(rounds: int, folder: Path, *words: str) -> dict[str, Any]:
     """In a process of its own, whose memory nothing else changes."""
-    command = [sys.executable, str(Path(soaking.__file__)), str(rounds), str(folder)]
+    command = [sys.executable, str(Path(soaking.__file__)), str(rounds), str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -30,6 +30,7 @@ def test_a_few_rounds_leave_nothing_open(tmp_path: Path, monkeypatch: pytest.Mon
     found = soaking.soaked(20, tmp_path / "run", window=1)
     assert found["rounds"] == 20
     assert {key: found["last"][key] for key in FLAT} == {key: found["first"][key] for key in FLAT}
+    assert set(found["left"].values()) == {0}
 
 
 @pytest.mark.slow
@@ -39,5 +40,20 @@ def test_two_thousand_rounds_take_no_more_at_the_end_than_at_the_beginning(tmp_p
     first, last = found["first"], found["last"]
     assert found["rounds"] == 2000
     assert {key: last[key] for key in FLAT} == {key: first[key] for key in FLAT}
-    assert last["resident_bytes"] < first["resident_bytes"] + (40 << 20)
+    assert last["own_bytes"] < first["own_bytes"] + (40 << 20)
     assert last["cpu_seconds"] < 1.3 * first["cpu_seconds"]
+    assert set(found["left"].values()) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_hundred_rounds_on_ray_take_no_more_and_leave_nothing(tmp_path: Path) -> None:
+    """Its processes, their files and memory too; after the run they, their files and shared memory are gone."""
+    pytest.importorskip("ray")
+    found = soaked(220, tmp_path, "engine=ray", "engine.workers=2")
+    first, last = found["first"], found["last"]
+    assert first["processes"] > 5
+    assert {key: last[key] for key in FLAT} == {key: first[key] for key in FLAT}
+    assert last["own_bytes"] < first["own_bytes"] + (40 << 20)
+    assert last["their_own_bytes"] < first["their_own_bytes"] + (100 << 20)
+    assert set(found["left"].values()) == {0}

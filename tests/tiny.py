@@ -110,6 +110,11 @@ def events(folder: Path, event: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if event in (None, line["event"])]
 
 
+def chosen(folder: Path, group: str) -> str:
+    """A group's choice in a run's configuration."""
+    return str(OmegaConf.load(folder / "config.yaml").choices[group])
+
+
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """All events without what a clock decides: what "identical metrics" means."""
     return [{key: value for key, value in event.items() if key != "seconds"} for event in events(folder)]

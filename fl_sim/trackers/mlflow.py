@@ -68,10 +68,10 @@ class MLflow:
 
     def _begin(self) -> None:
         path, name = self.folder / NAME, str(self.config["name"])
-        if path.exists():
-            self._forget(path.read_text())
         tags = {"fl_sim.folder": str(self.folder.resolve())}
         number = self._experiment(self.experiment or name)
+        for run in {*([path.read_text()] if path.exists() else ()), *self._orphans(number, tags)}:
+            self._forget(run)
         run = self._client.create_run(number, run_name=f"{name} {self.folder.name}", tags=tags)
         self._run = str(run.info.run_id)
         write_text(path, self._run)
@@ -79,6 +79,16 @@ class MLflow:
         params = [kind(key, str(value)[:LONGEST]) for key, value in settings(self.config).items()]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(self._run, params=params[start : start + PARAMS_AT_ONCE])
+
+    def _orphans(self, experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """Runs that a killed process began in this folder: it may not have come to writing down which.
+
+        Only in a store of this machine's own. On a server, another machine's folder may have the same name.
+        """
+        if self.uri is None:
+            for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+                if tags.items() <= run.data.tags.items():
+                    yield str(run.info.run_id)
 
     def _forget(self, run: str) -> None:
         """Delete an earlier attempt's run, unless whoever cleared the store was faster."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from dashboards import READERS, mlflow_run, of_tensorboard
 
 from fl_sim import build, central, execution
 from fl_sim.build import compose_config
@@ -319,52 +319,6 @@ def test_a_tracker_key_is_checked_before_a_run_folder_exists(
     assert caught.value.key == key
 
 
-def of_tensorboard(folder: Path) -> Iterator[Scalar]:
-    reading = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    found = reading.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
-    found.Reload()
-    for tag in found.Tags()["scalars"]:
-        yield from (Scalar(tag, event.step, event.value) for event in found.Scalars(tag))
-
-
-def of_wandb(folder: Path) -> Iterator[Scalar]:
-    """Read as LevelDB's log format: blocks of 32 KiB of pieces with a checksum, a length and a kind, after 7 bytes."""
-    kinds = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    [path] = (folder / "wandb").glob("offline-run-*/*.wandb")
-    data, at, whole = path.read_bytes(), 7, b""
-    while at < len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            record = kinds.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            for tag, value in row.items():
-                if "/" in tag:
-                    yield Scalar(tag, row["epoch"] if tag.startswith("central/") else row["round"], value)
-            if record.WhichOneof("record_type") == "summary":
-                last = {item.key: json.loads(item.value_json) for item in record.summary.update}
-                yield from (Scalar(tag, 0, value) for tag, value in last.items() if tag.startswith("final/"))
-
-
-def of_mlflow(folder: Path) -> Iterator[Scalar]:
-    client = importlib.import_module("mlflow").MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    [run] = [each for each in runs if each.data.tags["fl_sim.folder"] == str(folder)]
-    assert run.info.status == "FINISHED"
-    assert run.data.params["eraser.min_steps"] == "4"
-    for tag in run.data.metrics:
-        yield from (Scalar(tag, each.step, each.value) for each in client.get_metric_history(run.info.run_id, tag))
-
-
-READERS = {"tensorboard": of_tensorboard, "wandb": of_wandb, "mlflow": of_mlflow}
-
-
 def rounded(found: Iterator[Scalar]) -> Counter[tuple[str, int, str]]:
     """Points as a bag, so that one that is there twice is seen; as float32, which is what TensorBoard keeps."""
     return Counter((each.tag, each.step, str(np.float32(each.value))) for each in found if each.tag[:6] != "final/")
@@ -384,12 +338,33 @@ def test_what_a_program_reads_is_the_record(name: str, tmp_path: Path) -> None:
     expected = rounded(each for event in read_metrics(folder) for each in scalars(event))
     assert expected.total() > 50
     assert rounded(READERS[name](folder)) == expected
+    if name == "mlflow":
+        run, _ = mlflow_run(folder)
+        assert (run.info.status, run.data.params["eraser.min_steps"]) == ("FINISHED", "4")
     summary = json.loads((folder / "summary.json").read_text())
     final = {each.tag: each.value for each in READERS[name](folder) if each.tag.startswith("final/")}
     assert final == pytest.approx({"final/acc": summary["acc"], "final/asr": summary["asr"]})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["run", *(("mlflow.db", "mlflow.lock") if name == "mlflow" else ())]
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_an_mlflow_run_that_nobody_wrote_down_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the process had been killed between the making of the run and the writing of its id."""
+    pytest.importorskip("mlflow")
+    folders = [tmp_path / "other", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fl_sim.trackers.mlflow.write_text", lambda *_: 1 / 0)
+        patch.setattr("fl_sim.trackers.mlflow.MLflow._finish", lambda *_: None)
+        for folder in folders:
+            with pytest.raises(RunError, match="can't begin"):
+                tiny.run(folder, *RUN, "tracker=mlflow", f"output={tmp_path}")
+    execution.resume(folders[1])
+    finished, client = mlflow_run(folders[1])
+    other, _ = mlflow_run(folders[0])
+    assert (finished.info.status, other.info.status) == ("FINISHED", "RUNNING")
+    assert client.get_run((folders[1] / "mlflow_id").read_text()).info.run_id == finished.info.run_id
 
 
 def test_tensorboard_shows_the_configuration_and_the_erasings(tmp_path: Path) -> None:

@@ -16,33 +16,25 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from same_work import Work
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from fl_sim.build import world_of
-from fl_sim.models.classifier import Compute, build_classifier
-from fl_sim.randomness import generator
 
 ENVIRONMENT = "FL_SIM_BENCHMARK"
 ended: list[Any] = []
 """`engines.clocks()` at the end of each round."""
 
 
-def net() -> nn.Module:
-    """A fresh network, in PyTorch's usual memory layout."""
-    parts = world_of(os.environ[ENVIRONMENT]).parts
-    facts = parts.data.facts
-    return build_classifier(
-        parts.model, facts.shape, facts.classes, facts.mean, facts.std, generator(0), Compute(channels_last=False)
-    )
+@cache
+def work() -> Work:
+    """Of the configuration that the environment holds, in each process."""
+    return Work.of(json.loads(os.environ[ENVIRONMENT]))
 
 
 @cache
 def load_data(client: int) -> DataLoader[tuple[torch.Tensor, ...]]:
     """The client's samples, made once in a process."""
-    share = world_of(os.environ[ENVIRONMENT]).samples_of(client)
-    size = json.loads(os.environ[ENVIRONMENT])["client"]["batch_size"]
-    return DataLoader(TensorDataset(share.images.float() / 255, share.labels), batch_size=size, shuffle=True)
+    return DataLoader(TensorDataset(*work().clients[client]), batch_size=work().plan["batch_size"], shuffle=True)
 
 
 client_app = ClientApp()
@@ -50,9 +42,8 @@ client_app = ClientApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    plan = json.loads(os.environ[ENVIRONMENT])["client"]
-    torch.set_num_threads(1)
-    model = net()
+    plan = work().plan
+    model = work().net()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     batches = load_data(int(context.node_config["partition-id"]))
     criterion = nn.CrossEntropyLoss()
@@ -86,4 +77,4 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(
         fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=plan["clients"], min_available_nodes=plan["clients"]
     )
-    strategy.start(grid, ArrayRecord(net().state_dict()), num_rounds=plan["rounds"], evaluate_fn=note)  # type: ignore[arg-type]
+    strategy.start(grid, ArrayRecord(work().first().state_dict()), num_rounds=plan["rounds"], evaluate_fn=note)  # type: ignore[arg-type]

@@ -79,8 +79,9 @@ def soaked(rounds: int, folder: Path, window: int = 100, words: Sequence[str] = 
     folder.mkdir(parents=True)
     before = tempfile.tempdir
     tempfile.tempdir = tempfile.mkdtemp(prefix="soak-")  # a short name, because Ray has sockets in it
-    # What stays open after the first run of a process (libraries' own files) is there before the one that counts.
-    execution.start(compose_config([*WORDS, *words, "rounds=1"]), made(folder.parent / "warm"), ["fl-sim", "run"])
+    # What libraries load and open once, with the first erasing at the latest, is there before the run that counts.
+    warm = compose_config([*WORDS, *words, "rounds=1", "erasing.rounds=1"])
+    execution.start(warm, made(folder.parent / "warm"), ["fl-sim", "run"])
     beginning = used()
     seen: list[dict[str, float]] = []
     original = Federation._round

@@ -29,10 +29,10 @@ test-lowest:
 # The benchmarks one after another, each with its numbers as JSON in bench/; on an idle machine.
 bench: $(VENV)/.installed-bench
 	mkdir -p bench
-	$(BIN)/python benchmarks/engines.py --repeats 2 -o bench/engines.json
-	$(BIN)/python benchmarks/batched.py digits --repeats 3 -o bench/batched.json
+	$(BIN)/python benchmarks/engines.py -o bench/engines.json
+	$(BIN)/python benchmarks/batched.py digits --repeats 2 -o bench/batched.json
 	$(BIN)/python benchmarks/scaling.py -o bench/scaling.json
-	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.1 -o bench/erasing.json
+	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.05 -o bench/erasing.json
 	$(BIN)/python benchmarks/aggregators.py -o bench/aggregators.json
 	$(BIN)/python benchmarks/evaluation.py -o bench/evaluation.json
 

@@ -60,7 +60,8 @@ WAYS = {
 }
 NEEDED = {"ray": ("ray",), "stock_flower": ("ray",), "tutorial_flower": ("ray", "flwr_datasets")}
 """Modules that a way needs; the extra `bench` brings them."""
-ROUNDS = {"digits": 12, "wrn": 3}
+ROUNDS = {"digits": 12, "wrn": 2}
+REPEATS = {"digits": 2, "wrn": 1}
 RATIOS = (
     ("inprocess_1", "bare"),
     ("inprocess_2", "bare"),
@@ -286,7 +287,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that is installed")
     parser.add_argument("--rounds", type=int, help="measured rounds after the first")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help=f"default: {REPEATS}")
     parser.add_argument("-o", "--output", type=Path, help="a JSON file")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -300,7 +301,9 @@ def main() -> None:
         print(f"{way} is left out: {' and '.join(missing[way])} not installed (the extra `bench` brings it)")
     load = os.getloadavg()
     cases = chosen.cases or list(CASES)
-    result = {case: compare(case, ways, chosen.rounds or ROUNDS[case], chosen.repeats) for case in cases}
+    result = {
+        case: compare(case, ways, chosen.rounds or ROUNDS[case], chosen.repeats or REPEATS[case]) for case in cases
+    }
     for case, found in result.items():
         for name, ratio in found["ratios"].items():
             print(f"{case:8s} {name:28s} {ratio['wall']:7.2f} (CPU {ratio['cpu']:.2f})")

@@ -82,7 +82,7 @@ def cohort(most: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for clients in (each for each in COHORTS if each <= most):
         drawn = ["data.samples=17000", "clients=1000", f"clients_per_round={clients}"]
-        rows.append({"clients_a_round": clients} | run(*drawn, f"rounds={8 if clients > 100 else 20}"))
+        rows.append({"clients_a_round": clients} | run(*drawn, f"rounds={5 if clients > 100 else 20}"))
         show(f"{clients} clients a round", rows[-1], rows[0], clients / COHORTS[0])
     return rows
 

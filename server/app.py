@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -115,7 +114,7 @@ class GridExchange:
                 RecordDict(
                     {
                         "model": by_reference({"vector": array}),
-                        "order": ConfigRecord({"round": round_} | asdict(order)),
+                        "order": ConfigRecord({"round": round_} | vars(order)),
                         **(pack(briefing) if order.attack else {}),
                     }
                 ),

@@ -208,6 +208,29 @@ def test_a_worker_gets_a_gpu_of_its_own_so_none_can_be_named(monkeypatch: pytest
         Ray().check_machine("cuda:1")
 
 
+def test_folders_of_killed_runs_are_removed_and_no_others(tmp_path: Path) -> None:
+    """A folder whose lock is free is one that nobody will remove any more, unless it has only just been made."""
+    from fl_sim.engines import ray
+
+    names = ("held", "left", "young")
+    held, left, young = (tmp_path / f"{FOLDER}{name}" for name in names)
+    for folder in (held, left, young, tmp_path / "other"):
+        (folder / "session").mkdir(parents=True)
+        if folder != young:
+            os.utime(folder, (1.0, 1.0))
+    lock = ray._locked(held)
+    own, own_lock = ray._own_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {held.name, young.name, "other", Path(own).name}
+    os.close(lock)
+    assert own_lock is not None
+    os.close(own_lock)
+    again, again_lock = ray._own_folder(tmp_path)
+    assert again_lock is not None
+    os.close(again_lock)
+    assert not held.exists()
+    assert Path(again).exists()
+
+
 # What needs it ------------------------------------------------------------------------------------------------------
 
 HAS_RAY = importlib.util.find_spec("ray") is not None

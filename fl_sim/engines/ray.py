@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from fl_sim.engines.flower import SERVER_NODE, simulation
 from fl_sim.engines.inprocess import RUN_ID, available_cores, load_app
 from fl_sim.engines.numerics import numerics, serving
 from fl_sim.errors import ConfigError, RunError, require
+from fl_sim.folder import fcntl
 from fl_sim.interruption import STOPS
 from fl_sim.models.classifier import Compute, Precision
 
 FOLDER = "fl-sim-ray-"
+YOUNG = 60
+"""Seconds for which a folder is nobody's leavings, whatever its lock."""
 LONGEST = 35
 """Letters of a folder that Ray's sockets may lie in: their whole names must not exceed 107."""
 DEVICES = ("auto", "cpu", "cuda")
@@ -135,7 +139,7 @@ class Ray:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": found}}
         if self.address is None:
-            folder = tempfile.mkdtemp(prefix=FOLDER, dir=_short_folder())
+            folder, lock = _own_folder(Path(_short_folder()))
             # Before Ray's own: a Ray that was stopped while it started writes into its folder until the end.
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             workers = available_cores() // self.cpus if self.workers == "auto" else self.workers
@@ -154,6 +158,8 @@ class Ray:
             ray.shutdown()
             if self.address is None:
                 shutil.rmtree(folder, ignore_errors=True)
+                if lock is not None:
+                    os.close(lock)
 
     def _check_room(self, nodes: Sequence[Mapping[str, Any]], gpus: float) -> None:
         """Whether one of the cluster's nodes has room for a worker."""
@@ -167,6 +173,37 @@ class Ray:
 def _short_folder() -> str:
     folder = tempfile.gettempdir()
     return folder if len(folder) <= LONGEST else "/tmp"
+
+
+def _own_folder(place: Path) -> tuple[str, int | None]:
+    """A folder for a Ray of this run's own, and a lock on it; those that killed runs have left are removed first.
+
+    Where folders can't be locked there is none, and nothing is removed.
+    """
+    for old in place.glob(f"{FOLDER}*") if fcntl is not None else ():
+        try:
+            if time.time() - old.stat().st_mtime > YOUNG:  # a younger one may be about to be locked
+                os.close(_locked(old))
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError:  # in use, gone meanwhile, or somebody else's
+            continue
+    folder = tempfile.mkdtemp(prefix=FOLDER, dir=place)
+    try:
+        return folder, None if fcntl is None else _locked(Path(folder))
+    except OSError:
+        return folder, None
+
+
+def _locked(folder: Path) -> int:
+    """A handle that holds the folder's lock for as long as this process lives; an `OSError` if another one has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        assert fcntl is not None
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 @contextmanager

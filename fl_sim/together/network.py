@@ -49,7 +49,10 @@ class Crowd:
             if (kind := type(members[0])) in KINDS:
                 places[id(members[0])] = layer = KINDS[kind](members, self.lanes)
                 self._layers.append((layer, members))
-        # A copy in which a stacked layer stands wherever the first client has its own; no tensor is copied.
+            elif kind in NEUTRAL and not members[0]._modules:
+                places[id(members[0])] = members[0]
+        # A copy in which a stacked layer stands wherever the first client has its own, and layers without anything of
+        # their own serve both; no tensor is copied.
         places |= {id(tensor): tensor for tensor in (models[0].mean, models[0].std)}
         self.network = deepcopy(models[0], places)
         self._mean, self._std = (torch.cat([getattr(m, name) for m in models], 1) for name in ("mean", "std"))

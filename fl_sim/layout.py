@@ -38,6 +38,10 @@ class Layout:
         return sum(self._lengths)
 
     @cached_property
+    def _sizes(self) -> list[torch.Size]:
+        return [torch.Size(shape) for shape in self.shapes]
+
+    @cached_property
     def _lengths(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
 
@@ -49,8 +53,7 @@ class Layout:
     def load(self, model: nn.Module, vector: Tensor) -> None:
         """Copy a vector into the model, in place."""
         tensors, parts = walk(model).tensors, self.parts(vector)
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        if shapes != self.shapes:
+        if [tensor.shape for tensor in tensors] != self._sizes:
             raise ValueError("the model is not of this layout")
         with torch.no_grad():
             torch._foreach_copy_(tensors, parts)
@@ -60,7 +63,7 @@ class Layout:
         if vector.shape != (self.size,):
             raise ValueError(f"the layout has {self.size} entries, the vector has shape {tuple(vector.shape)}")
         flat = vector.split(self._lengths)
-        return [part.view(shape) for part, shape in zip(flat, self.shapes, strict=True)]
+        return [part.view(size) for part, size in zip(flat, self._sizes, strict=True)]
 
     def clamp_variances(self, vector: Tensor) -> None:
         """Raise negative running variances to zero, in place: a sum of weighted deltas may leave them below it."""

@@ -6,7 +6,7 @@ import importlib
 import os
 import traceback
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -73,7 +73,9 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies in the messages' order; clients run side by side, one torch thread each."""
-        return list(self._pool.map(self._deliver, [self._named(message) for message in messages]))
+        futures = [self._pool.submit(self._deliver, self._named(message)) for message in messages]
+        wait(futures, return_when=FIRST_EXCEPTION)  # waking for each of them would take the interpreter from a client
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

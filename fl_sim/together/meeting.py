@@ -73,8 +73,7 @@ class Meeting:
         finally:
             _stand_in.reset(token)
             with self._change:
-                self._working -= 1
-                self._change.notify_all()
+                self._left_or_waits()
 
     def lead(self, plan: Plan, train: Train, pool: Executor) -> None:
         """Until all have left: have those who wait trained, together as `plan` says, and let them go on."""
@@ -114,6 +113,12 @@ class Meeting:
             waiting, self._waiting = sorted(self._waiting, key=lambda each: each.job.place), []
             return waiting
 
+    def _left_or_waits(self) -> None:
+        """One fewer is at work; whoever leads is woken for the last one only, as waking takes the interpreter away."""
+        self._working -= 1
+        if not self._working:
+            self._change.notify_all()
+
     def _fit_of(self, place: int) -> Fit:
         def fit_together(
             model: nn.Module,
@@ -142,8 +147,7 @@ class Meeting:
             if self._over:
                 raise Interrupted("the run was interrupted")
             self._waiting.append(mine)
-            self._working -= 1
-            self._change.notify_all()
+            self._left_or_waits()
         self._slots.release()
         try:
             mine.called.wait()

@@ -89,7 +89,7 @@ class Choices:
         even = math.ceil(len(jobs) / self._workers)
         seconds: dict[int, float] = {}
         best, least = 1, math.inf
-        for count in sorted({1, *(2**power for power in range(2, 9)), even}):
+        for count in sorted({1, 4, 16, 64, 256, even}):
             if count > most or count * seconds.get(1, 0) * TRIED_STEPS > LONGEST_TRIAL:
                 break
             seconds[count] = timed(jobs[:count])

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -145,6 +146,8 @@ class Ray:
             workers = available_cores() // self.cpus if self.workers == "auto" else self.workers
             options |= {"num_cpus": max(workers, 1) * self.cpus, "num_gpus": None if gpus else 0}
             options |= {"_temp_dir": folder, "include_dashboard": False}
+        elif (reason := _unreachable(self.address)) is not None:
+            raise RunError(f"can't reach Ray at engine.address={self.address}: {reason}")
         try:
             with _signals_kept():
                 try:
@@ -173,6 +176,18 @@ class Ray:
 def _short_folder() -> str:
     folder = tempfile.gettempdir()
     return folder if len(folder) <= LONGEST else "/tmp"
+
+
+def _unreachable(address: str) -> str | None:
+    """Why nothing listens at HOST:PORT, which Ray would go on trying for minutes; None if something does."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in host:
+        return None
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return None
+    except (OSError, OverflowError) as error:
+        return str(error) or type(error).__name__
 
 
 def _own_folder(place: Path) -> tuple[str, int | None]:

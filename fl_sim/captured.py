@@ -7,6 +7,7 @@ else, and what comes before the recording, goes the usual way, on the same tenso
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
@@ -17,7 +18,9 @@ from torch import Generator, Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fl_sim.samples import Samples
+from fl_sim.together.network import has_hook
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy, fit, stepped
+from fl_sim.walk import walk
 
 Work: TypeAlias = Callable[[], None]
 Record: TypeAlias = Callable[[Work], Work]
@@ -27,11 +30,13 @@ WARM = 4
 """Steps of a kind that are made the usual way first, so that libraries have chosen and allocated what they need."""
 
 
+_recording = threading.Lock()  # a process records one graph at a time
+
+
 def recorded(work: Work) -> Work:
     """The work as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using the GPU meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with _recording, torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         work()
     return partial(_replay, graph)
 
@@ -43,7 +48,8 @@ def _replay(graph: torch.cuda.CUDAGraph) -> None:
 class Captured:
     """`fit` for one thread, replaying steps that it has recorded; plain `fit` elsewhere and where hooks look on.
 
-    Its numbers are those of `fit`: the same kernels on the same values, in the same order.
+    The same kernels on the same values in the same order, but for the learning rate, which graphs read in single
+    precision: results may differ from `fit`'s in their last bits, never from one run to the next.
     """
 
     def __init__(self, record: Record = recorded, device: str = "cuda") -> None:
@@ -78,7 +84,7 @@ class Captured:
             min_steps=min_steps,
             schedule=schedule,
         )
-        usable = samples.labels.device.type == self._device and _plain(optimizer)
+        usable = samples.labels.device.type == self._device and _plain(optimizer) and not _watched(model)
         if objective is not cross_entropy or any(hooks) or not usable:
             return train(optimizer, objective=objective, after_backward=hooks[0], after_step=hooks[1])
         step = self._step_of(model, optimizer, batch_size)
@@ -88,7 +94,10 @@ class Captured:
     def _step_of(self, model: nn.Module, optimizer: Optimizer, batch_size: int) -> _Step:
         [group] = optimizer.param_groups
         pace = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-        kind = (*sorted(pace.items()), *map(id, group["params"]), batch_size)
+        # A graph computes with the memory that it was recorded on, by the layers as they were.
+        memory = ((tensor.data_ptr(), tensor.stride()) for tensor in walk(model).tensors)
+        layers = str(getattr(model, "compute", None)), walk(model).layers
+        kind = (*sorted(pace.items()), *map(id, group["params"]), *memory, layers, batch_size)
         known = self._steps.setdefault(model, {})
         if kind not in known:
             known[kind] = _Step(group["params"], pace, batch_size, self._record)
@@ -101,6 +110,11 @@ def _plain(optimizer: Optimizer) -> bool:
     if type(optimizer) is not SGD or len(groups) != 1 or not groups[0]["fused"] or optimizer.state:
         return False
     return all(parameter.dtype == torch.float32 for parameter in groups[0]["params"]) and not groups[0]["dampening"]
+
+
+def _watched(model: nn.Module) -> bool:
+    """Whether something looks on when the model computes: a graph would not call it."""
+    return has_hook(model) or any(has_hook(module) for _, module in walk(model).modules)
 
 
 class _Step:

@@ -11,13 +11,15 @@ from functools import cached_property
 from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+PLACE = "_walk"
+"""Where a model keeps its own, so that it goes when the model goes."""
+
 
 class Walk:
-    """What a walk through a model found; never holds the model itself."""
+    """What a walk through a model found. Copies of the model don't take it along."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: list[tuple[str, nn.Module]] = [
@@ -45,7 +47,13 @@ class Walk:
             for module in (model, *(below for _, below in self.modules))
             for holder in (module._modules, module._parameters, module._buffers)
         ]
-        self._held = [*self._holding()]
+        self._held, self._names = [*self._holding()], [*chain.from_iterable(self._holders)]
+
+    def __deepcopy__(self, memo: object) -> None:
+        """A copied model makes its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
     @cached_property
     def tensors(self) -> list[Tensor]:
@@ -54,25 +62,25 @@ class Walk:
 
     @cached_property
     def layers(self) -> str:
-        """What the modules are, in words: equal for models of equal architecture."""
+        """What the modules are, in words: equal for models of equal architecture.
+
+        Said once: a setting that is changed later (a dropout's rate, a stride) does not show.
+        """
         return "\n".join(f"{path}:{type(module).__qualname__}({module.extra_repr()})" for path, module in self.modules)
 
     def fresh(self) -> bool:
-        """Whether no module, parameter or buffer has been exchanged, added or taken away since."""
-        return sum(map(len, self._holders)) == len(self._held) and all(map(is_, self._holding(), self._held))
+        """Whether no module, parameter or buffer has been exchanged, renamed, added or taken away since."""
+        return [*chain.from_iterable(self._holders)] == self._names and all(map(is_, self._holding(), self._held))
 
     def _holding(self) -> Iterator[Any]:
         return chain.from_iterable(map(methodcaller("values"), self._holders))
 
 
-_walks: WeakKeyDictionary[nn.Module, Walk] = WeakKeyDictionary()
-
-
 def walk(model: nn.Module) -> Walk:
     """The model's walk: the last one, unless something in the model has been exchanged."""
-    found = _walks.get(model)
-    if found is None or not found.fresh():
-        found = _walks[model] = Walk(model)
+    found = model.__dict__.get(PLACE)
+    if not isinstance(found, Walk) or not found.fresh():
+        found = model.__dict__[PLACE] = Walk(model)
     return found
 
 

@@ -29,7 +29,7 @@ def column_parts(deltas: Tensor) -> Iterator[Tensor]:
 
 
 def ascending(part: Tensor) -> Tensor:
-    """Each column's values in order. On a CPU NumPy sorts them, with AVX-512 some fifteen times as fast as PyTorch."""
+    """Each column's values in order. On a CPU by NumPy: of 100, with AVX-512, in a fifteenth of PyTorch's time."""
     if part.device.type != "cpu" or part.dtype not in (torch.float32, torch.float64):
         return part.sort(0).values
     return torch.from_numpy(np.sort(part.detach().numpy(), axis=0))

@@ -1,4 +1,4 @@
-"""Clients of a round trained together: the default engine, whose clients meet in `fit`."""
+"""Clients of a round trained together: `inprocess`, whose clients meet in `fit`."""
 
 from __future__ import annotations
 

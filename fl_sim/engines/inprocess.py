@@ -177,6 +177,8 @@ class InProcess:
         usable = self.workers == "auto" or 1 <= self.workers <= 256
         require(usable, "workers", self.workers, "must be auto or from 1 to 256 threads")
         require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
+        alone = not self.capture or self.workers in ("auto", 1)
+        require(alone, "workers", self.workers, "must be auto or 1 with engine.capture: graphs are one thread's work")
 
     @property
     def compute(self) -> Compute:

@@ -110,10 +110,15 @@ def unfit(model: nn.Module) -> str | None:
     return None if _proven(model) else "stacked, its network does not compute what it computes alone"
 
 
+def has_hook(layer: nn.Module) -> bool:
+    """Whether something looks on when the layer computes."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+
+
 def _strange(layer: nn.Module) -> str | None:
     """What a layer has that its stacked form would not."""
     kind = type(layer).__name__
-    if any(getattr(layer, hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")):
+    if has_hook(layer):
         return "has a hook"
     if any(not parameter.requires_grad for parameter in layer.parameters(recurse=False)):
         return "is frozen"
@@ -131,26 +136,31 @@ def _strange(layer: nn.Module) -> str | None:
 
 
 def _proven(model: Classifier) -> bool:
-    """Whether two of them stacked give the logits that each gives alone; what a block does in between is its secret.
+    """Whether two of them stacked give the logits and gradients that each gives alone, in double precision.
 
-    The second client's batch is padded. An error of structure is as large as the logits themselves.
+    What a block does in between is its secret, so no tensor of the two is zero, as a residual branch's last weights may
+    be at the start. The second client's batch is padded.
     """
     rng = Generator().manual_seed(0)
-    first, second = deepcopy(model), deepcopy(model)
-    with torch.no_grad():
-        for parameter in second.parameters():
-            parameter.add_(0.1 * parameter.abs().mean() * torch.randn(parameter.shape, generator=rng).to(parameter))
+    first, second = (deepcopy(model).cpu().double() for _ in range(2))  # not every device has double precision
     for each in (first, second):
         each.compute = replace(each.compute, precision="float32")
         each.train()
-    pixels = torch.rand(4, 2, *model.shape, generator=rng).to(next(model.parameters()))
+        with torch.no_grad():
+            for parameter in each.parameters():
+                noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+                parameter.add_((0.1 * parameter.abs().mean() + 0.01) * noise)
+    pixels = torch.rand(4, 2, *model.shape, generator=rng, dtype=torch.float64)
     crowd = Crowd([first, second])
     valid = pixels.new_tensor([[1, 1], [1, 1], [1, 1], [1, 0]])
-    with torch.no_grad():
-        try:
-            together = crowd(pixels, valid)
-        except (RuntimeError, ValueError, TypeError):  # the shapes of one client were written into the network
-            return False
+    try:
+        together = crowd(pixels, valid)
         alone = [first(pixels[:, 0]), second(pixels[:3, 1])]
+        whole = torch.autograd.grad((together * valid[:, :, None]).square().sum(), crowd.parameters())
+    except (RuntimeError, ValueError, TypeError):  # the shapes of one client were written into the network
+        return False
     pairs = [(together[:, 0], alone[0]), (together[:3, 1], alone[1])]
-    return all(bool((left - right).norm() <= 0.02 * right.norm()) for left, right in pairs)
+    for at, (member, logits) in enumerate(zip((first, second), alone, strict=True)):
+        own = torch.autograd.grad(logits.square().sum(), list(member.parameters()))
+        pairs += [(stacked[at], each) for stacked, each in zip(whole, own, strict=True)]
+    return all(bool((left - right).norm() <= 1e-6 * right.norm() + 1e-9) for left, right in pairs)

@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from fl_sim.augment import Augment
 from fl_sim.models.classifier import Classifier
 from fl_sim.samples import Samples, batch_sizes, to_pixels
-from fl_sim.together.network import Crowd, signature
+from fl_sim.together.network import Crowd, has_hook, signature
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy
 from fl_sim.walk import set_to_train, walk
 
@@ -70,8 +70,10 @@ def likeness(job: Job) -> Hashable | None:
     if not (plain and usual and len(samples) and job.steps):
         return None
     fresh = type(job.optimizer) in ELEMENTWISE and len(groups) == 1 and not job.optimizer.state
-    hooked = job.optimizer._optimizer_step_pre_hooks or job.optimizer._optimizer_step_post_hooks
-    own = [id(parameter) for parameter in walk(job.model).parameters.values()]
+    hooked = bool(job.optimizer._optimizer_step_pre_hooks or job.optimizer._optimizer_step_post_hooks)
+    found = walk(job.model)
+    hooked = hooked or any(has_hook(module) for module in (job.model, *(each for _, each in found.modules)))
+    own = [id(parameter) for parameter in found.parameters.values()]
     if not fresh or hooked or own != [id(parameter) for parameter in groups[0]["params"]]:
         return None
     pace = _hyperparameters(job.optimizer)

@@ -91,6 +91,30 @@ def test_what_may_look_at_a_step_is_not_recorded() -> None:
     assert recorder.recordings == 1
 
 
+@pytest.mark.parametrize("change", ["buffer", "format", "weights"])
+def test_a_recording_is_made_anew_where_the_memory_is_another(change: str) -> None:
+    """A graph would go on computing with what it was recorded on."""
+    recorder, model = Recorder(), small_model()
+    train = Captured(recorder, "cpu")
+    updates(train, model, (40,))
+    if change == "buffer":
+        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.running_mean = torch.ones_like(norm.running_mean)
+    elif change == "format":
+        model.to(memory_format=torch.contiguous_format)
+    else:
+        model.double().float()
+    updates(train, model, (40,))
+    assert recorder.recordings == 2
+
+
+def test_who_looks_on_at_the_model_sees_every_step() -> None:
+    recorder, model, seen = Recorder(), small_model(), list[int]()
+    model.head.register_forward_hook(lambda *_: seen.append(1))
+    updates(Captured(recorder, "cpu"), model, (40,))
+    assert (recorder.recordings, len(seen)) == (0, 15)
+
+
 def test_a_model_that_is_gone_is_forgotten() -> None:
     train = Captured(lambda work: lambda: None, "cpu")  # like a graph, this holds nothing of the work
     model = small_model()

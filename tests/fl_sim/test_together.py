@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from toys import seeded, small_model
+from toys import seeded, small_model, spotted
 
 from fl_sim.annealing import cosine
 from fl_sim.augment import Augment
@@ -323,6 +323,19 @@ class Reshaping(Averaging):
         return out.view(len(x), 4, 8, 8)
 
 
+class Hidden(Averaging):
+    """Clients' channels meet in a branch that is zero at the start, as a residual block's may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out + self.norm(out.softmax(1))
+
+
 class Around:
     """A network around one block."""
 
@@ -340,7 +353,7 @@ def test_networks_that_can_not_be_stacked_are_found() -> None:
     assert "VisionTransformer" in (unfit(small_model(architecture=VitTiny(width=12, depth=3))) or "")
     assert "no classifier" in (unfit(nn.Linear(2, 2)) or "")
     shape = (2, 8, 8)
-    for block in (Averaging(), Batchwise(), Reshaping()):
+    for block in (Averaging(), Batchwise(), Reshaping(), Hidden()):
         assert "stacked" in (unfit(small_model(shape=shape, architecture=Around(block))) or ""), block
     plain = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1))
     assert unfit(small_model(shape=shape, architecture=Around(plain))) is None
@@ -352,6 +365,15 @@ def test_networks_that_can_not_be_stacked_are_found() -> None:
     assert "hook" in (unfit(watched) or "")
     dropping = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Dropout(0.5))
     assert "Dropout" in (unfit(small_model(shape=shape, architecture=Around(dropping))) or "")
+
+
+def test_a_client_that_is_watched_trains_alone() -> None:
+    """Whoever looks on at one client's model is not left out because the first one has nobody."""
+    model, samples = small_model(), spotted(8)
+    job = Job(0, model, samples, sgd(model, 0.1), epochs=1, batch_size=8, rng=seeded())
+    assert likeness(job) is not None
+    model.head.register_forward_hook(lambda *_: None)
+    assert likeness(job) is None
 
 
 def test_a_stack_leaves_the_models_alone_until_the_end() -> None:

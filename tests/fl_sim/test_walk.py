@@ -81,6 +81,28 @@ def test_a_copy_has_a_walk_of_its_own_and_none_keeps_its_model_alive() -> None:
     assert gone() is None
 
 
+class Hearing(Shared):
+    """Has a hook of its own on one of its parts, which so refers back to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[torch.Tensor] = []
+        self.first.register_forward_hook(self.hear)
+
+    def hear(self, _layer: nn.Module, _given: object, output: torch.Tensor) -> None:
+        self.heard.append(output)
+
+
+def test_a_model_that_hears_itself_goes_as_well() -> None:
+    """Its walk belongs to it: nothing outside keeps it alive."""
+    model = Hearing()
+    walk(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def test_training_mode_reaches_every_part() -> None:
     model = small_model().eval()
     set_to_train(model)

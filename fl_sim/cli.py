@@ -368,6 +368,8 @@ def _gallery(arguments: list[str]) -> int:
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Overrides, and flags with their values; `--config-dir DIR` becomes Hydra's own search path."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     overrides: list[str] = []
     flags: dict[str, str] = {}
     folders: list[str] = []
@@ -383,7 +385,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             folder = word.partition("=")[2] if "=" in word else next(words, "")
             if not Path(folder).is_dir() or not folder:
                 raise ConfigError("--config-dir", folder, "no such folder")
-            folders.append(f"file://{Path(folder).resolve()}")
+            folders.append(QuotedString(f"file://{Path(folder).resolve()}", Quote.double).with_quotes())
         elif word.startswith("-"):
             raise ConfigError(word, "", "no such option; there are -m, --jobs N, --cfg, --config-dir DIR, --help")
         else:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from fl_sim import execution
 from fl_sim.build import ABSENT, GROUPS, build, choices, compose_config, conf_folder, config_hash, describe, jobs, parse
 from fl_sim.build import search_folders as folders_of
-from fl_sim.cli import main
+from fl_sim.cli import _split, main
 from fl_sim.errors import ConfigError
 from fl_sim.schema import META, locate
 
@@ -607,3 +607,19 @@ def test_a_changed_choice_is_read_again(tmp_path: Path) -> None:
 def test_what_is_no_list_of_runs_is_refused_in_a_line(word: str) -> None:
     with pytest.raises(ConfigError, match=r"is no list of values|asks for more than 100,000 runs"):
         jobs(["rounds=2", word])
+
+
+@pytest.mark.parametrize("name", ["cü=]d'e\"f,g h(:{", "c\\"])
+def test_a_folder_of_choices_may_have_any_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Hydra's overrides have a meaning for is ordinary in a path: in lists, runs and sweeps."""
+    (tmp_path / name / "eraser").mkdir(parents=True)
+    (tmp_path / name / "eraser" / "mine.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["list", "eraser", "--config-dir", name]) == 0
+    assert "  mine " in capsys.readouterr().out
+    assert main(["run", "--cfg", f"--config-dir={name}", "eraser=mine"]) == 0
+    assert "eraser: mine" in capsys.readouterr().out
+    overrides, _ = _split(["--config-dir", name, "eraser=none,mine"])
+    assert [compose_config(job)["choices"]["eraser"] for job in jobs(overrides)] == ["none", "mine"]

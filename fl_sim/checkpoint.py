@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fl_sim.errors import RunError
+from fl_sim.folder import require_file
 from fl_sim.protocols import State
 from fl_sim.writing import write_atomically
 
@@ -26,6 +27,7 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """What `save_tensors` saved; never unpickles anything but tensors and plain values."""
+    require_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -17,6 +17,7 @@ from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError, require
+from fl_sim.finished import read_summary
 from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.protocols import Follower
@@ -110,7 +111,8 @@ def _go_on(folder: Path, execute: Execute) -> dict[str, Any]:
 
 def found(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that is finished; None if it is not."""
-    return read_json(folder / SUMMARY) if is_done(folder) and (folder / SUMMARY).exists() else None
+    there = is_done(folder) and (folder / SUMMARY).exists()
+    return read_summary(folder / SUMMARY, is_central(folder)) if there else None
 
 
 def take_up(config: Config, folder: Path, argv: list[str]) -> tuple[str, dict[str, Any]]:

@@ -69,9 +69,18 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode()))
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is no file where a file should be: from a pipe or a device one would read for ever."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"can't read {path}: it is not a file")
+
+
 def read_json(path: Path) -> dict[str, Any]:
+    require_file(path)
     try:
         content = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise RunError(f"can't read {path}: it is nested too deeply") from error
     except (OSError, ValueError) as error:
         raise RunError(f"can't read {path}: {error}") from error
     if not isinstance(content, dict):

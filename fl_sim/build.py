@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,6 +89,8 @@ IN_PASSING = (
 """Keys that a run may go on with another value of."""
 MOST = 100_000
 """Runs of a sweep; more are a slip."""
+LONGEST = 255
+"""Characters of a key; Hydra asks for files of that name."""
 CHOICES = "choices"
 """The section that records which choice of each group a configuration was composed from."""
 
@@ -99,9 +105,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except HydraException as error:
+        except (HydraException, ValueError, RecursionError) as error:  # a number too long for int(), brackets too deep
             key, _, value = text.partition("=")
             raise ConfigError(key, value, f"can't be read; overrides look like {key or 'rounds'}=VALUE") from error
+        key = str(parsed[-1].key_or_group)
+        require(len(key) <= LONGEST, f"{key[:57]}...", _text(parsed[-1]), f"no key has more than {LONGEST} characters")
     return parsed
 
 
@@ -110,14 +118,26 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     parsed, number = parse(overrides), 1
     for override in parsed:
         try:
-            number *= sum(1 for _ in override.sweep_iterator()) if override.is_sweep_override() else 1
-        except HydraException as error:
+            number *= _count(override) if override.is_sweep_override() else 1
+        except (HydraException, ValueError, ArithmeticError) as error:
             allowed = "is no list of values: intervals are for a search (hydra/sweeper=optuna), glob is not supported"
+            if not isinstance(error, HydraException):
+                allowed = "is no list of values: a range takes finite numbers and a step that is not 0"
             raise ConfigError(override.key_or_group, _text(override), allowed) from error
         require(number <= MOST, "-m", " ".join(overrides), f"asks for more than {MOST:,} runs at once")
     [batch] = BasicSweeper.split_arguments(parsed, None)
     require(bool(batch), "-m", " ".join(overrides), "gives no run: one of the keys has no values")
     return [list(job) for job in batch]
+
+
+def _count(override: Override) -> int:
+    """How many values an override gives a sweep, if no more than a sweep may have: else any larger number."""
+    value = override.value()
+    if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        length, step = abs(value.stop - value.start), abs(value.step)
+        if 0 < step * (MOST + 1) < length:  # Hydra would write out a shuffled range before its first value
+            return MOST + 1
+    return sum(1 for _ in islice(override.sweep_iterator(), MOST + 1))
 
 
 def search_folders(overrides: Sequence[Override]) -> list[Path]:
@@ -142,9 +162,29 @@ def _folder(entry: str) -> Path:
 
 
 def choices(group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """The choices of a group by name."""
-    found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    """The choices of a group by name. An editor's lock is none: its name begins with a dot, and it links to nothing."""
+    paths = (path for folder in folders for path in (folder / group).glob("*.yaml"))
+    found = {path.stem: path for path in paths if not path.name.startswith(".") and path.is_file()}
     return dict(sorted(found.items()))
+
+
+def read(path: Path) -> Config:
+    """What a choice's file says; what can't be read is a `ConfigError` that names the file."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        raise ConfigError(path.parent.name, path.stem, f"can't read {path}: {_reason(error)}") from error
+    require(isinstance(content, dict), path.parent.name, path.stem, f"{path} must hold keys with values")
+    return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, in a line: YAML's own reasons take several, with the place at the end."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem or error.context}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -156,14 +196,28 @@ def compose_config(overrides: Sequence[str]) -> Config:
     try:
         unresolved, chosen = _composed(parsed, folders)
         config: Any = OmegaConf.to_container(unresolved, resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        _blame(error, parsed, folders)
         raise _explained(error, parsed) from error
+    except RecursionError as error:
+        longest = max(parsed, key=lambda override: len(str(override.input_line)))
+        raise ConfigError(longest.key_or_group, _text(longest), "is nested too deep") from error
     require(CHOICES not in config, CHOICES, config.get(CHOICES), "records what was chosen; it can't be set")
     config[CHOICES] = {group: chosen.get(group) for group in GROUPS}
     _drop_stale(config, parsed, folders)
     for key, group in LISTS.items():
         config[key] = _sections(group, key, config[key], parsed)
     return dict(config)
+
+
+def _blame(error: Exception, overrides: Sequence[Override], folders: Sequence[Path]) -> None:
+    """Complain of a user's file that can't be read, if that is what Hydra's error came of."""
+    of_a_file = isinstance(error, (yaml.YAMLError, UnicodeError, OSError))
+    named = {(each.key_or_group, str(each.value())) for each in overrides if each.key_or_group in GROUPS}
+    paths = [path for group in GROUPS for path in choices(group, folders[1:]).values()]
+    for path in sorted(paths, key=lambda path: (path.parent.name, path.stem) not in named):
+        if of_a_file or (path.parent.name, path.stem) in named:
+            read(path)
 
 
 def _composed(overrides: Sequence[Override], folders: Sequence[Path]) -> tuple[DictConfig, Mapping[str, str]]:
@@ -198,12 +252,12 @@ def _is_value(override: Override, folders: Sequence[Path]) -> bool:
     """Whether an override only gives a key that is there another value, and decides of no choice."""
     key = str(override.key_or_group)
     plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
-    return plain and not key.startswith("hydra") and not any((folder / key).is_dir() for folder in folders)
+    return plain and not key.startswith("hydra") and not any(os.path.isdir(folder / key) for folder in folders)
 
 
 def _state(folders: Sequence[Path]) -> tuple[Any, ...]:
     """What changes when one of the files does that a configuration is composed from."""
-    files = sorted(path for folder in folders for path in folder.rglob("*.yaml"))
+    files = sorted(path for folder in folders for path in folder.rglob("*.yaml") if path.exists())
     return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
 
@@ -224,9 +278,9 @@ def _drop_stale(config: Config, overrides: Sequence[Override], folders: Sequence
     """
     said = {override.key_or_group for override in overrides}
     preset = choices("experiment", folders).get(str(config[CHOICES]["experiment"]))
-    own: Any = OmegaConf.to_container(OmegaConf.load(preset)) if preset is not None else None
-    for group in said & set(GROUPS) & set(own or {}):
-        known = OmegaConf.load(choices(group, folders)[str(config[CHOICES][group])])
+    own = read(preset) if preset is not None else {}
+    for group in said & set(GROUPS) & set(own):
+        known = read(choices(group, folders)[str(config[CHOICES][group])])
         for key in own[group]:
             if key not in known and f"{group}.{key}" not in said:
                 del config[group][key]
@@ -241,7 +295,7 @@ def _sections(group: str, key: str, names: Any, overrides: Sequence[Override]) -
     require(isinstance(names, list), key, names, allowed)
     for name in names:
         require(str(name) in found, key, name, f"no such {group} (there are {', '.join(found)})")
-    return {str(name): OmegaConf.to_container(OmegaConf.load(found[str(name)])) or {} for name in names}
+    return {str(name): read(found[str(name)]) for name in names}
 
 
 def each_choice(group: str, overrides: Sequence[str]) -> list[Config]:
@@ -255,7 +309,7 @@ def each_choice(group: str, overrides: Sequence[str]) -> list[Config]:
     own = {
         str(o.input_line): o.key_or_group.partition(".")[2] for o in parsed if o.key_or_group.startswith(f"{group}.")
     }
-    keys = {name: set(OmegaConf.load(path)) for name, path in choices(group, search_folders(parsed)).items()}
+    keys = {name: set(read(path)) for name, path in choices(group, search_folders(parsed)).items()}
     if any(not any(key in known for known in keys.values()) for key in own.values()):
         return [compose_config(overrides)]  # which says what is wrong with it
     return [
@@ -374,9 +428,11 @@ def component(group: str, section: Any, given: Mapping[str, Any] | None = None) 
         require(not extra, f"{group}.{extra[0] if extra else ''}", None, "unknown key: this choice takes none")
         return None
     try:
-        built = construct(locate(section["_target_"]), section, given)
-        able = callable(getattr(built, CALLS[group], None))
-        require(able, "_target_", section["_target_"], f"is no {group}: it has no {CALLS[group]}()")
+        found = locate(section["_target_"])
+        # Before it is called: a configuration may be somebody else's.
+        able = inspect.isclass(found) and callable(getattr(found, CALLS[group], None))
+        require(able, "_target_", section["_target_"], f"is no {group}: no class that has {CALLS[group]}()")
+        built = construct(found, section, given)
     except ConfigError as error:
         raise error.within(group) from error
     return built
@@ -492,7 +548,11 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
     """(name, sentence, paper, fidelity) of each choice of a group."""
     rows = []
     for name, path in choices(group, folders).items():
-        section: Any = OmegaConf.to_container(OmegaConf.load(path)) or {}
+        try:
+            section = read(path)
+        except ConfigError as error:
+            rows.append((name, f"({error.allowed})", "", ""))  # one bad file must not hide the others
+            continue
         if "_target_" in section:
             try:
                 sentence = (locate(section["_target_"]).__doc__ or "").strip().split("\n\n")[0]

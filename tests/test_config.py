@@ -603,9 +603,17 @@ def test_a_changed_choice_is_read_again(tmp_path: Path) -> None:
         assert compose_config(overrides)["eraser"]["said"] == value
 
 
-@pytest.mark.parametrize("word", ["seed=interval(0,1)", "eraser=glob(nop*)", "seed=range(0,100001)"])
+ENDLESS = ("seed=range(0,99999999999999)", "seed=shuffle(range(0,99999999999999))", "seed=range(0,1,1e-300)")
+UNREADABLE = (f"seed={'1' * 5000}", f"erasers={'[' * 3000}", "seed=range(0,10,0)", "seed=range(0,nan)")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=interval(0,1)", "eraser=glob(nop*)", "seed=range(0,100001)", *ENDLESS, *UNREADABLE],
+    ids=lambda word: word[:40],
+)
 def test_what_is_no_list_of_runs_is_refused_in_a_line(word: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no list of values|asks for more than 100,000 runs"):
+    with pytest.raises(ConfigError, match=r"is no list of values|asks for more than 100,000 runs|can't be read"):
         jobs(["rounds=2", word])
 
 
@@ -623,3 +631,33 @@ def test_a_folder_of_choices_may_have_any_name(
     assert "eraser: mine" in capsys.readouterr().out
     overrides, _ = _split(["--config-dir", name, "eraser=none,mine"])
     assert [compose_config(job)["choices"]["eraser"] for job in jobs(overrides)] == ["none", "mine"]
+
+
+def test_a_users_bad_file_is_one_line_and_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tabs, foreign encodings, lists, folders and an editor's dangling lock: only who asks for one is told of it."""
+    folder = tmp_path / "eraser"
+    (folder / "dir.yaml").mkdir(parents=True)
+    (folder / ".#x.yaml").symlink_to("nobody@nowhere")
+    for name, content in (("tab", b"a:\n\tb: 1"), ("latin", b"a: \xff"), ("list", b"- 1"), ("good", b"{}")):
+        (folder / f"{name}.yaml").write_bytes(content)
+    words = ["--config-dir", str(tmp_path)]
+    assert main(["list", "eraser", *words]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"tab", "latin", "list", "good", "nad"} <= rows.keys()
+    assert all(f"{name}.yaml" in rows[name] for name in ("tab", "latin", "list"))
+    assert not rows.keys() & {"dir", ".#x"}
+    assert main(["run", "--cfg", *words, "eraser=good"]) == 0
+    capsys.readouterr()
+    for word in ("eraser=tab", "eraser=latin", "eraser=list", "erasers=[tab]", "eraser.nope=1"):
+        assert main(["run", "--cfg", *words, word]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.startswith(f"fl-sim: {word.partition('=')[0].removesuffix('s')}")
+
+
+def test_a_key_of_many_parts_is_refused_in_a_line() -> None:
+    """It is too long for a file's name, which might be a group's, and too deep for OmegaConf."""
+    for begin in ("+a", "a"):
+        with pytest.raises(ConfigError, match="no key has more than 255 characters") as caught:
+            compose_config([f"{begin}{'.b' * 3000}=1"])
+        assert len(str(caught.value)) < 200

@@ -24,6 +24,7 @@ from fl_sim.checkpoint import load_tensors, save_tensors
 from fl_sim.detection import EVENT as DETECTION
 from fl_sim.detection import Screening
 from fl_sim.errors import RunError
+from fl_sim.finished import fault_in_detection, fault_in_result
 from fl_sim.folder import waiting, write_text
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, judged, refusal
 from fl_sim.models.classifier import Classifier
@@ -405,12 +406,28 @@ def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]
     if not (folder / METRICS).exists():
         return {}, []
     events = list(read_metrics(folder))
+    for number, event in enumerate(events, start=1):
+        wrong = _fault_in(event)
+        if wrong is not None:
+            raise RunError(f"can't read {folder / METRICS}: line {number} is damaged, {wrong}")
     finished = {event["eraser"]: event for event in events if event["event"] == "erase"}
     detections = [e for e in events if e["event"] == DETECTION and e["model"] in {*finished, VICTIM}]
     known = {*finished, *([VICTIM] if finished or detections else [])}
     kept = [e for e in events if e.get("eraser", e.get("method", e.get("model"))) in known]
     write_text(folder / METRICS, "".join(json.dumps(event) + "\n" for event in kept))
     return finished, detections
+
+
+def _fault_in(event: Mapping[str, Any]) -> str | None:
+    """What is wrong with an event of an interrupted attempt; None if nothing is."""
+    kind = event["event"]
+    if kind == "erase":
+        return fault_in_result(event)
+    if kind == DETECTION:
+        return fault_in_detection(event)
+    if kind != "central":
+        return f"it is an event {str(kind)[:40]!r}, which fl-sim central does not write"
+    return None if isinstance(event.get("method"), str) else "it lacks its method"
 
 
 def victims_of(settings: Settings) -> Path:

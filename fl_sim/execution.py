@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,13 @@ from typing import Any, TypeAlias
 from omegaconf import OmegaConf
 
 from fl_sim.attention_picture import draw_attention
-from fl_sim.build import CHOICES, Config, config_hash, to_text, trackers_of, world_of
+from fl_sim.build import CHOICES, GROUPS, Config, config_hash, to_text, trackers_of, world_of
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT
 from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.finished import read_summary
-from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, write_json, write_text
+from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, read_yaml_text, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.protocols import Follower
 from fl_sim.summary import SUMMARY, summarise
@@ -135,13 +136,25 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunError(f"{folder} is not a run folder: it has no config.yaml")
+    text = read_yaml_text(path)
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        config: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except Exception as error:  # YAML's and OmegaConf's many kinds all mean the same here
-        raise RunError(f"can't read {path}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"can't read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     if not isinstance(config, dict) or CHOICES not in config:
         raise RunError(f"can't read {path}: it is not a run's configuration")
+    _check_choices(config, path)
     return config
+
+
+def _check_choices(config: Config, path: Path) -> None:
+    """Whether a configuration says what was chosen of each group that it has: older ones have fewer groups."""
+    chosen = config[CHOICES]
+    if not isinstance(chosen, dict):
+        raise RunError(f"can't read {path}: its {CHOICES} are not a list of groups and what was chosen of them")
+    for group in GROUPS:
+        if (group in config and group not in chosen) or not isinstance(chosen.get(group), str | None):
+            raise RunError(f"can't read {path}: its {CHOICES} don't say which {group} was chosen")
 
 
 class Busy(RunError):

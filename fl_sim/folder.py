@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from fl_sim import __version__
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.writing import write_atomically
@@ -27,6 +29,10 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 DONE = "done"
+LONGEST = 1 << 18
+"""Bytes of a configuration: fifty times as many as a run's has, and some seconds to parse."""
+# The C loader is twenty times as fast as the one in Python, with which 500 configurations would take most of a minute.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def conf_folder() -> Path:
@@ -86,6 +92,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"can't read {path}: it is not a JSON object")
     return content
+
+
+def read_yaml_text(path: Path) -> str:
+    """A configuration's text, if it may be one that a run wrote: short, and with nothing that unfolds to more."""
+    require_file(path)
+    try:
+        if path.stat().st_size > LONGEST:
+            raise RunError(f"can't read {path}: it has more than {LONGEST // 1024} KiB, no run writes so much")
+        text = path.read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
+            raise RunError(f"can't read {path}: it has aliases (*name), no run writes them")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(f"can't read {path}: {' '.join(str(error).split())[:200]}") from error
+    return text
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from fl_sim import execution
+from fl_sim import central, execution
 from fl_sim.checkpoint import load_tensors
 from fl_sim.errors import RunError
 from fl_sim.folder import read_json
+from fl_sim.report.reading import Run, read_run
 
 FEDERATED: dict[str, Any] = {
     "rounds": 3,
@@ -75,3 +76,48 @@ def test_a_pipe_in_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     for read in (read_json, load_tensors):
         with pytest.raises(RunError, match="file: it is not a file"):
             read(tmp_path / "file")
+
+
+def test_a_pipe_in_place_of_meta_json_is_not_read_by_a_report(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "meta.json")
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "config.yaml").write_text("choices: {}")
+    assert isinstance(read_run(tmp_path), Run)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\n" * 60_000, "more than 256 KiB"),
+        ("a: &a [1]\nb: [*a, *a]\nchoices: {}\n", "aliases"),
+        ("choices: null\n", "choices are not a list of groups"),
+        ("choices: {}\neraser: {}\n", "choices don't say which eraser was chosen"),
+        ("choices: {data: [1]}\n", "choices don't say which data was chosen"),
+        ("[" * 20_000, "can't read"),
+    ],
+)
+def test_a_damaged_configuration_is_said(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match=said):
+        execution.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"event": "erase"}, "lacks 'eraser'"),
+        ({"event": "erase", "eraser": ["x"]}, "'eraser' is"),
+        ({"event": "detection"}, "lacks 'model'"),
+        ({"event": "central"}, "lacks its method"),
+        ({"event": "round", "round": 1}, "event 'round', which fl-sim central does not write"),
+    ],
+)
+def test_a_damaged_event_of_a_central_run_is_said_and_nothing_is_lost(
+    tmp_path: Path, event: dict[str, Any], said: str
+) -> None:
+    """A federated run whose `meta.json` says otherwise loses no rounds, either."""
+    lines = "".join(json.dumps(each) + "\n" for each in ({"event": "central", "method": "victim"}, event))
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    with pytest.raises(RunError, match=f"line 2 is damaged, .*{said}"):
+        central._kept(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines

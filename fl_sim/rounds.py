@@ -403,7 +403,7 @@ class Federation:
         except Exception as error:  # whatever of it has another type or shape than what was saved
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunError(f"can't resume {self._folder}: its checkpoint is damaged ({said})") from error
-        self._metrics.rewind(length)
+        self._metrics.rewind(length, finished)
         rebuild(self._trackers, self._folder)
         return finished
 

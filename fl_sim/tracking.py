@@ -31,15 +31,31 @@ class JsonLines:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def rewind(self, length: int) -> None:
-        """Forget what was written after a checkpoint; its rounds will be run again."""
-        if self._path.stat().st_size < length:
+    def rewind(self, length: int, finished: int = 0) -> None:
+        """Forget what was written after a checkpoint; its rounds will be run again.
+
+        What stays must be the record of the rounds that are `finished`, or nothing is changed.
+        """
+        content = self._path.read_bytes()
+        if not 0 <= length <= len(content):
             raise RunError(f"can't resume: {self._path} is shorter than its checkpoint says; lines were removed")
+        if not _is_record(content[:length], finished):
+            raise RunError(f"can't resume: {self._path} is not what its checkpoint was written with; it was edited")
         self._file.truncate(length)
         self._file.seek(length)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _is_record(content: bytes, finished: int) -> bool:
+    """Whether these are whole lines of events, among them just one for each finished round, in order."""
+    try:
+        events = [json.loads(line) for line in content.split(b"\n")[:-1]]
+        rounds = [event["round"] for event in events if event["event"] == "round"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return rounds == [*range(1, finished + 1)] and b"\r" not in content and (not content or content.endswith(b"\n"))
 
 
 def plain(value: object) -> object:

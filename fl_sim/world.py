@@ -189,25 +189,31 @@ def digest(decisive: Mapping[str, Any]) -> str:
 def fingerprint(path: str) -> str:
     """Tells whether a file to start from is still the same; one that can't be read is complained of elsewhere."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
+    except (OSError, ValueError):
         return path
 
 
 def load_weights(path: str, model: Classifier) -> None:
     """Put the weights of a saved model of the same layout into `model`."""
     saved = _read_tensors(path)
-    reason = _first_difference(saved, model.state_dict())
+    own = model.state_dict()
+    reason = _first_difference(saved, own)
     require(reason is None, "init", path, f"not a saved model of this run's architecture: {reason}")
-    finite = all(tensor.isfinite().all() for tensor in saved.values())
-    require(bool(finite), "init", path, "the saved model holds NaN or infinity")
+    # As the run holds them: what a float64 can hold may be infinite here.
+    finite = all(bool(tensor.to(own[name].dtype).isfinite().all()) for name, tensor in saved.items())
+    require(finite, "init", path, "the saved model holds NaN or infinity")
     model.load_state_dict(saved)
 
 
 def _read_tensors(path: str) -> dict[str, Tensor]:
     """The tensors by name that a file holds, if it is a model's."""
     try:
+        ordinary = not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
+        require(ordinary, "init", path, "not a saved model: no regular file")  # reading a pipe would wait for ever
         saved = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         raise ConfigError("init", path, "no such file") from error
     except OSError as error:
@@ -228,7 +234,10 @@ def _first_difference(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     for name, tensor in own.items():
         if name not in saved:
             return f"{counts}; the first that it lacks is {name}"
-        if saved[name].shape != tensor.shape:
+        given = saved[name]
+        if given.layout != torch.strided or given.device.type != "cpu" or given.is_complex() != tensor.is_complex():
+            return f"{counts}; {name} is no ordinary tensor of real numbers"
+        if given.shape != tensor.shape:
             sizes = ["×".join(map(str, each.shape)) or "a number" for each in (saved[name], tensor)]
             return f"the first tensor that differs is {name}: {sizes[0]} there, {sizes[1]} here"
     surplus = [name for name in saved if name not in own]

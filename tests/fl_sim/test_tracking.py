@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_rewind_forgets_what_came_after_a_commit(tmp_path: Path) -> None:
     metrics.log("round", round=3, acc=0.3)
     metrics.close()
     resumed = JsonLines(tmp_path)
-    resumed.rewind(length)
+    resumed.rewind(length, finished=2)
     resumed.log("round", round=3, acc=0.33)
     assert resumed.commit() == (tmp_path / METRICS).stat().st_size
     resumed.close()
@@ -78,6 +79,35 @@ def test_rewinding_beyond_the_end_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="shorter than its checkpoint"):
         metrics.rewind(metrics.commit() + 1)
     metrics.close()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\n\n"),
+        lambda text: text.splitlines(keepends=True)[0] * 3,
+        lambda text: b"x" * (len(text) - 1) + b"\n",
+        lambda text: b"".join(reversed(text.splitlines(keepends=True))),
+        lambda text: b"[" * 100_000,
+    ],
+    ids=["CRLF", "BOM", "empty lines", "doubled", "garbage", "order", "deep"],
+)
+def test_an_edited_record_is_refused_and_left_as_it_is(tmp_path: Path, edit: Callable[[bytes], bytes]) -> None:
+    metrics = written(tmp_path, 1, 2)
+    length = metrics.commit()
+    metrics.close()
+    path = tmp_path / METRICS
+    edited = edit(path.read_bytes())
+    path.write_bytes(edited)
+    resumed = JsonLines(tmp_path)
+    with pytest.raises(RunError, match=r"it was edited|shorter"):
+        resumed.rewind(length, finished=2)
+    with pytest.raises(RunError):
+        resumed.rewind(-1)
+    resumed.close()
+    assert path.read_bytes() == edited
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:

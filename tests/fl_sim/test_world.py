@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from toys import small_model, weights_of
 
+from fl_sim.build import component
 from fl_sim.errors import ConfigError
 from fl_sim.models.cnn import Cnn
 from fl_sim.models.wide_resnet import WideResNet
@@ -61,8 +63,13 @@ def test_what_differs_is_said_in_plain_words(tmp_path: Path) -> None:
     states["checkpoint"] = {"format": 1, "vector": torch.zeros(3), "names": ["a"]}
     states["whole"] = {"model": model.state_dict(), "epoch": 3}
     states["nan"] = {name: tensor / 0 for name, tensor in model.state_dict().items()}
+    first = "body.0.0.weight"
+    states["huge"] = {name: tensor.double() + 1e300 for name, tensor in model.state_dict().items()}
+    states["sparse"] = {**model.state_dict(), first: model.state_dict()[first].to_sparse()}
+    states["complex"] = {**model.state_dict(), first: model.state_dict()[first] + 1j}
     for name, state in states.items():
         torch.save(state, tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled")
     (tmp_path / "text").write_text("root:x:0:0\n")
     (tmp_path / "folder").mkdir()
@@ -75,6 +82,10 @@ def test_what_differs_is_said_in_plain_words(tmp_path: Path) -> None:
         "checkpoint": "not a saved model but a run's checkpoint; its last model is in model.pt",
         "whole": "not a saved model: it holds no state_dict(), tensors by their names",
         "nan": "the saved model holds NaN or infinity",
+        "huge": "the saved model holds NaN or infinity",
+        "sparse": "not a saved model: it is damaged, no file of torch.save's, or holds more than tensors",
+        "complex": "body.0.0.weight is no ordinary tensor of real numbers",
+        "pipe": "not a saved model: no regular file",
         "pickled": "not a saved model: it is damaged, no file of torch.save's, or holds more than tensors",
         "text": "not a saved model: it is damaged, no file of torch.save's, or holds more than tensors",
         "folder": "can't be read: Is a directory",
@@ -86,3 +97,11 @@ def test_what_differs_is_said_in_plain_words(tmp_path: Path) -> None:
         assert str(caught.value).endswith(reason), name
         assert "\n" not in str(caught.value)
     assert torch.equal(weights_of(model), before)
+
+
+def test_what_a_configuration_names_is_looked_at_before_it_is_called(tmp_path: Path) -> None:
+    """A configuration may be somebody else's: a function, or a class that is no such component, is never called."""
+    for target, arguments in (("os.mkdir", {"path": str(tmp_path / "made")}), ("subprocess.Popen", {"args": "true"})):
+        with pytest.raises(ConfigError, match=r"is no tracker: no class that has log\(\)"):
+            component("tracker", {"_target_": target, **arguments})
+    assert not (tmp_path / "made").exists()

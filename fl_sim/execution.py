@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from fl_sim.attention_picture import draw_attention
 from fl_sim.build import CHOICES, GROUPS, Config, config_hash, to_text, trackers_of, world_of
 from fl_sim.central import accompany, run_central
-from fl_sim.checkpoint import CHECKPOINT
+from fl_sim.checkpoint import CHECKPOINT, check_checkpoint
 from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.finished import read_summary
@@ -107,7 +107,10 @@ def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
 def _go_on(folder: Path, execute: Execute) -> dict[str, Any]:
     config = read_config(folder)
     fresh, foreign = not (folder / CHECKPOINT).exists(), execute is not on_its_engine
-    return _to_end(config, prepare(config, fresh=fresh, foreign=foreign), folder, execute)
+    world = prepare(config, fresh=fresh, foreign=foreign)
+    if not fresh and not is_central(folder):
+        check_checkpoint(folder, world.new_model(), world.parts.settings.rounds)
+    return _to_end(config, world, folder, execute)
 
 
 def found(folder: Path) -> dict[str, Any] | None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from fl_sim import central, execution
-from fl_sim.checkpoint import load_tensors
+from fl_sim.checkpoint import Checkpoints, check_checkpoint, load_tensors, save_tensors
 from fl_sim.errors import RunError
 from fl_sim.folder import read_json
 from fl_sim.report.reading import Run, read_run
@@ -121,3 +123,55 @@ def test_a_damaged_event_of_a_central_run_is_said_and_nothing_is_lost(
     with pytest.raises(RunError, match=f"line 2 is damaged, .*{said}"):
         central._kept(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+@pytest.fixture(scope="module")
+def sound() -> dict[str, Any]:
+    """What a checkpoint of `counting` holds."""
+    vector = torch.zeros(6)
+    return {"round": 2, "metrics_length": 10, "vector": vector, "previous": vector, "counters": counters(counting())}
+
+
+def counting() -> nn.Module:
+    return nn.BatchNorm1d(3)
+
+
+def counters(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {"num_batches_tracked": model.state_dict()["num_batches_tracked"]}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vector": torch.zeros(6).to_sparse()}, "vector is not a plain vector"),
+        ({"vector": torch.zeros(6, requires_grad=True)}, "vector is not a plain vector"),
+        ({"vector": torch.zeros(2, 3)}, "vector is not a plain vector"),
+        ({"vector": torch.zeros(6, device="meta")}, "vector is not a plain vector"),
+        ({"vector": "x"}, "vector is not a plain vector"),
+        ({"previous": torch.zeros(5)}, "another length"),
+        ({"round": -5}, "round=-5"),
+        ({"round": float("inf")}, "round=inf"),
+        ({"metrics_length": -1}, "metrics_length=-1"),
+        ({"counters": {"x": 1}}, "counters are not plain tensors"),
+    ],
+)
+def test_a_damaged_checkpoint_is_said(tmp_path: Path, sound: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(sound["round"], sound | change, {})
+    content = load_tensors(tmp_path / "checkpoint.pt") | change
+    save_tensors(tmp_path / "checkpoint.pt", content)
+    with pytest.raises(RunError, match=said):
+        checkpoints.load()
+    with pytest.raises(RunError, match=said):
+        check_checkpoint(tmp_path, counting(), 3)
+
+
+def test_a_checkpoint_must_be_of_the_model_and_within_the_rounds(tmp_path: Path, sound: dict[str, Any]) -> None:
+    check_checkpoint(tmp_path, counting(), 3)  # there is none yet
+    Checkpoints(tmp_path).save(2, sound, {})
+    check_checkpoint(tmp_path, counting(), 2)
+    with pytest.raises(RunError, match="2 rounds are done, but its configuration has rounds=1"):
+        check_checkpoint(tmp_path, counting(), 1)
+    with pytest.raises(RunError, match="counters are not the model's"):
+        check_checkpoint(tmp_path, nn.Linear(2, 2), 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +52,77 @@ PICTURES = (".png", ".pdf", ".svg")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 (it failed), 2 (it was asked wrongly) or 130 (interrupted)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by `>&-`: a run must not stop for that, nor print into its own files
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    previous = {number: signal.getsignal(number) for number in STOPS}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    status = INTERRUPTED
+    try:
+        try:
+            status = _answer(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            _ignore_stops()  # a second Ctrl-C must not interrupt what follows
+    except KeyboardInterrupt:
+        _complain("interrupted", INTERRUPTED)
+    for number, handler in previous.items():
+        # Where the process ends now, nobody would catch the exception that Python makes of a further Ctrl-C.
+        ending = argv is None and status == INTERRUPTED and handler is signal.default_int_handler
+        signal.signal(number, signal.SIG_DFL if ending else handler)
+    return status
+
+
+def _ignore_stops() -> None:
+    """Ignore signals from now on, also one that has arrived and was not acted on yet."""
+    ignored = False
+    while not ignored:
+        try:
+            for number in STOPS:
+                signal.signal(number, signal.SIG_IGN)
+            ignored = True
+        except KeyboardInterrupt:
+            continue
+
+
+def _answer(arguments: list[str]) -> int:
+    """Run one command; whatever it fails of becomes a line and a status, but for faults of the program and Ctrl-C."""
+    try:
+        status = _command(arguments)
+        sys.stdout.flush()
+        return status
+    except ConfigError as error:
+        return _complain(str(error), USAGE)
+    except RunError as error:
+        return _complain(str(error), FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; Python must not complain of it at exit
+        return FAILED
+    except OSError as error:
+        _drop_output()
+        if error.errno == errno.ENAMETOOLONG:
+            return _complain(str(ConfigError(arguments[0], error.filename, "is too long for a file's name")), USAGE)
+        return _complain(_reason(error), FAILED)
+
+
+def _reason(error: OSError) -> str:
+    """What the system refused, and for which file."""
+    try:
+        Path.cwd()
+    except OSError:
+        return "the working directory is not there any more"
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or str(error)
+
+
+def _drop_output() -> None:
+    """Let go of what stdout could not take: Python would try once more at exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _command(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -75,20 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if "" in rest:  # an unset variable of a shell's; as a folder it would be the current one
         return _complain(f"{command}: one of its words is empty", USAGE)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return commands[command](rest)
-    except ConfigError as error:
-        return _complain(str(error), USAGE)
-    except RunError as error:
-        return _complain(str(error), FAILED)
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; Python must not complain of it at exit
-        return FAILED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    Path.cwd()  # PyTorch would end the process where it is gone
+    return commands[command](rest)
 
 
 def _run(arguments: list[str]) -> int:
@@ -112,9 +172,10 @@ def _run(arguments: list[str]) -> int:
     from fl_sim.folder import new_run_folder
 
     settings = execution.prepare(config).parts.settings
-    folder = new_run_folder(settings.output, settings.name)
     console = _console()
-    console.print(f"{_what(config)}\n{folder}", soft_wrap=True)
+    console.print(_what(config), soft_wrap=True)  # first: where nothing can be printed, no folder is left
+    folder = new_run_folder(settings.output, settings.name)
+    console.print(str(folder), soft_wrap=True)
     with _resumable(folder):
         summary = execution.start(config, folder, ["fl-sim", "run", *arguments])
     _show_end(summary, folder, console)
@@ -147,9 +208,10 @@ def _central(arguments: list[str]) -> int:
         config = build.compose_config(overrides)
         world = execution.prepare(config)
         settings = world.parts.settings
-        folder = new_run_folder(settings.output, settings.name)
         plan = settings.central.against(world.backdoor.goal.rule)
-        console.print(f"{_what_central(config, plan)}\n{folder}", soft_wrap=True)
+        console.print(_what_central(config, plan), soft_wrap=True)
+        folder = new_run_folder(settings.output, settings.name)
+        console.print(str(folder), soft_wrap=True)
         with _resumable(folder):
             summary = execution.start(config, folder, ["fl-sim", "central", *arguments])
         write_tables([summary], folder)
@@ -343,6 +405,8 @@ def _target(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
         raise ConfigError("-o", target, f"must be a picture's name: it ends in {', '.join(PICTURES)}")
     if target and not path.parent.is_dir():
         raise ConfigError("-o", target, f"there is no folder {path.parent}")
+    if len(os.fsencode(path.name)) > 255:
+        raise ConfigError("-o", target, "is too long for a file's name")
     return target, words
 
 

@@ -455,3 +455,65 @@ def test_an_empty_word_is_not_the_current_folder(command: str, cwd: Path, capsys
     assert main([command, ""]) == USAGE
     assert capsys.readouterr().err == f"fl-sim: {command}: one of its words is empty\n"
     assert not list(cwd.iterdir())
+
+
+# What the system refuses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["resume LONG", "replay LONG", "compare LONG b", "list --config-dir LONG"])
+def test_a_path_too_long_is_one_line(words: str, cwd: Path, capsys: Capture) -> None:
+    """No system takes such a name: status 2."""
+    assert main(words.replace("LONG", "a" * 5000).split()) == USAGE
+    shown = capsys.readouterr().err
+    assert shown.endswith("is too long for a file's name\n")
+    assert shown.count("\n") == 1
+    assert len(shown) < 200
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has such a device")
+@pytest.mark.parametrize("words", [["--version"], ["run", *tiny.TINY]])
+def test_output_that_cannot_be_written_is_one_line_and_leaves_no_folder(
+    words: list[str], cwd: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == FAILED
+    assert capsys.readouterr().err == "fl-sim: No space left on device\n"
+    assert list(cwd.iterdir()) == []
+
+
+def test_a_closed_output_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`>&-`: Python has no `sys.stdout` then."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["list", "erasing"]) == OK
+    sys.stdout.close()
+
+
+def test_a_working_directory_that_is_gone_is_one_line(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["run"]) == FAILED
+    assert capsys.readouterr().err == "fl-sim: the working directory is not there any more\n"
+
+
+def test_a_second_interrupt_does_not_disturb_the_end(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is often pressed twice, and by batch systems beside a SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    complain = cli._complain
+
+    def stopped(_arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    def pressed(message: str, status: int) -> int:
+        for number in before:
+            signal.raise_signal(number)
+        return complain(message, status)
+
+    monkeypatch.setattr(cli, "_answer", stopped)
+    monkeypatch.setattr(cli, "_complain", pressed)
+    assert main([]) == INTERRUPTED
+    assert capsys.readouterr().err == "fl-sim: interrupted\n"
+    assert {number: signal.getsignal(number) for number in before} == before

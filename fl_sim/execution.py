@@ -23,6 +23,7 @@ from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
 from fl_sim.protocols import Follower
 from fl_sim.summary import SUMMARY, summarise
+from fl_sim.tracking import METRICS
 from fl_sim.world import World
 
 META = "meta.json"
@@ -108,9 +109,19 @@ def _go_on(folder: Path, execute: Execute) -> dict[str, Any]:
     config = read_config(folder)
     fresh, foreign = not (folder / CHECKPOINT).exists(), execute is not on_its_engine
     world = prepare(config, fresh=fresh, foreign=foreign)
-    if not fresh and not is_central(folder):
+    if not is_central(folder):
+        _check_record(folder)
         check_checkpoint(folder, world.new_model(), world.parts.settings.rounds)
     return _to_end(config, world, folder, execute)
+
+
+def _check_record(folder: Path) -> None:
+    """Refuse to begin a federated run over what `fl-sim central` has recorded: its record begins with its victim."""
+    path = folder / METRICS
+    if path.is_file() and not (folder / CHECKPOINT).exists():
+        with path.open("rb") as file:
+            if file.readline(100).startswith(b'{"event": "central"'):
+                raise RunError(f"can't resume {folder}: its {METRICS} is of fl-sim central, its {META} says otherwise")
 
 
 def found(folder: Path) -> dict[str, Any] | None:

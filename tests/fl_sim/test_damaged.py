@@ -175,3 +175,9 @@ def test_a_checkpoint_must_be_of_the_model_and_within_the_rounds(tmp_path: Path,
         check_checkpoint(tmp_path, counting(), 1)
     with pytest.raises(RunError, match="counters are not the model's"):
         check_checkpoint(tmp_path, nn.Linear(2, 2), 3)
+
+
+def test_a_federated_run_does_not_begin_over_a_central_record(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"event": "central", "round": 0, "method": "victim"}\n')
+    with pytest.raises(RunError, match=r"its metrics\.jsonl is of fl-sim central"):
+        execution._check_record(tmp_path)

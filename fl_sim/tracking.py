@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.errors import RunError
+from fl_sim.folder import require_file
 
 METRICS = "metrics.jsonl"
 
@@ -19,6 +20,8 @@ class JsonLines:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / METRICS
+        if self._path.exists():
+            require_file(self._path)
         self._file = self._path.open("ab")
 
     def log(self, event: str, **fields: object) -> None:
@@ -66,6 +69,7 @@ def plain(value: object) -> object:
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The events of a run; a last line that a crash cut short is left out."""
     path = folder / METRICS
+    require_file(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,4 +123,13 @@ def test_a_damaged_line_in_between_is_a_run_error(tmp_path: Path, line: str, rea
     good = json.dumps({"event": "round"})
     (tmp_path / METRICS).write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(RunError, match=reason):
+        list(read_metrics(tmp_path))
+
+
+def test_a_pipe_in_its_place_is_no_record(tmp_path: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(tmp_path / METRICS)
+    with pytest.raises(RunError, match=METRICS):
+        JsonLines(tmp_path)
+    with pytest.raises(RunError, match=METRICS):
         list(read_metrics(tmp_path))

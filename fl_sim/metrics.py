@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fl_sim.backdoor import Backdoor
 from fl_sim.samples import Samples
+from fl_sim.walk import set_to_train
 
 CHUNK = 512
 
@@ -57,7 +58,7 @@ def evaluate(
 ) -> Score:
     """Score a model on a test set: each image goes through once clean and, if it is a victim, once stamped."""
     was_training = model.training
-    model.eval()
+    set_to_train(model, False)
     # right, right on others, others, victims, obedient, robust, obedient unstamped: summed on the device, read once
     counts = torch.zeros(7, dtype=torch.long, device=test.labels.device)
     # Float64 where the device has it: Apple's GPUs do not.
@@ -87,7 +88,7 @@ def evaluate(
                 *(victims.sum(), obedient.sum(), (predicted == truth).sum(), (answers[victims] == wanted).sum()),
             ]
         )
-    model.train(was_training)
+    set_to_train(model, was_training)
     correct, correct_others, other, attacked, obeyed, robust, unstamped = counts.tolist()
     low, high = wilson(obeyed, attacked) if attacked else (None, None)
 
@@ -125,11 +126,11 @@ def _shares(right: Tensor, all_: Tensor) -> tuple[float | None, ...]:
 def accuracy(model: nn.Module, samples: Samples, *, chunk: int = CHUNK) -> float:
     """The share of samples that a model gets right; what a defender may measure on its clean set."""
     was_training = model.training
-    model.eval()
+    set_to_train(model, False)
     right = torch.zeros((), dtype=torch.long, device=samples.labels.device)
     for x, y in samples.chunks(chunk):
         right += (model(x).argmax(1) == y).sum()
-    model.train(was_training)
+    set_to_train(model, was_training)
     return int(right) / len(samples)
 
 

@@ -84,7 +84,7 @@ def walk(model: nn.Module) -> Walk:
     return found
 
 
-def set_to_train(model: nn.Module) -> None:
-    """`model.train()`, where a part of it is not in training mode yet."""
-    if not (model.training and all(module.training for _, module in walk(model).modules)):
-        model.train()
+def set_to_train(model: nn.Module, mode: bool = True) -> None:
+    """`model.train(mode)`, where a part of it is not in that mode yet."""
+    if model.training is not mode or any(module.training is not mode for _, module in walk(model).modules):
+        model.train(mode)

@@ -18,7 +18,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -96,6 +96,11 @@ CHOICES = "choices"
 
 
 # From overrides to a configuration ------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """A text as an override's value, whatever letters it has."""
+    return QuotedString(text, Quote.double).with_quotes()
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

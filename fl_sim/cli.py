@@ -432,7 +432,7 @@ def _gallery(arguments: list[str]) -> int:
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Overrides, and flags with their values; `--config-dir DIR` becomes Hydra's own search path."""
-    from hydra.core.override_parser.types import Quote, QuotedString
+    from fl_sim.build import quoted
 
     overrides: list[str] = []
     flags: dict[str, str] = {}
@@ -449,7 +449,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             folder = word.partition("=")[2] if "=" in word else next(words, "")
             if not Path(folder).is_dir() or not folder:
                 raise ConfigError("--config-dir", folder, "no such folder")
-            folders.append(QuotedString(f"file://{Path(folder).resolve()}", Quote.double).with_quotes())
+            folders.append(quoted(f"file://{Path(folder).resolve()}"))
         elif word.startswith("-"):
             raise ConfigError(word, "", "no such option; there are -m, --jobs N, --cfg, --config-dir DIR, --help")
         else:

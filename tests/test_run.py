@@ -401,7 +401,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "metrics without a line": (lambda folder: drop_last_line(folder / "metrics.jsonl"), "shorter than its checkpoint"),
     "a folder as record": (
         lambda folder: ((folder / "metrics.jsonl").unlink(), (folder / "metrics.jsonl").mkdir()),
-        "metrics.jsonl: Is a directory",
+        "metrics.jsonl: it is not a file",
     ),
     "no configuration": (lambda folder: (folder / "config.yaml").unlink(), "not a run folder: it has no config.yaml"),
     "configuration of nothing": (lambda folder: (folder / "config.yaml").write_text("a: 1\n"), "not a run's config"),

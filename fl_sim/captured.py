@@ -7,7 +7,6 @@ else, and what comes before the recording, goes the usual way, on the same tenso
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fl_sim.samples import Samples
-from fl_sim.together.network import has_hook
+from fl_sim.together.network import is_watched
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy, fit, stepped
 from fl_sim.walk import walk
 
@@ -30,13 +29,11 @@ WARM = 4
 """Steps of a kind that are made the usual way first, so that libraries have chosen and allocated what they need."""
 
 
-_recording = threading.Lock()  # a process records one graph at a time
-
-
 def recorded(work: Work) -> Work:
     """The work as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    with _recording, torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+    # The server's thread may go on using the GPU; clients are on one thread, as the engine sees to.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return partial(_replay, graph)
 
@@ -49,7 +46,7 @@ class Captured:
     """`fit` for one thread, replaying steps that it has recorded; plain `fit` elsewhere and where hooks look on.
 
     The same kernels on the same values in the same order, but for the learning rate, which graphs read in single
-    precision: results may differ from `fit`'s in their last bits, never from one run to the next.
+    precision: results may differ from `fit`'s in their last bits.
     """
 
     def __init__(self, record: Record = recorded, device: str = "cuda") -> None:
@@ -84,7 +81,8 @@ class Captured:
             min_steps=min_steps,
             schedule=schedule,
         )
-        usable = samples.labels.device.type == self._device and _plain(optimizer) and not _watched(model)
+        usable = samples.labels.device.type == self._device and _plain(optimizer)
+        usable = usable and not is_watched(model)  # a graph would not call who looks on
         if objective is not cross_entropy or any(hooks) or not usable:
             return train(optimizer, objective=objective, after_backward=hooks[0], after_step=hooks[1])
         step = self._step_of(model, optimizer, batch_size)
@@ -110,11 +108,6 @@ def _plain(optimizer: Optimizer) -> bool:
     if type(optimizer) is not SGD or len(groups) != 1 or not groups[0]["fused"] or optimizer.state:
         return False
     return all(parameter.dtype == torch.float32 for parameter in groups[0]["params"]) and not groups[0]["dampening"]
-
-
-def _watched(model: nn.Module) -> bool:
-    """Whether something looks on when the model computes: a graph would not call it."""
-    return has_hook(model) or any(has_hook(module) for _, module in walk(model).modules)
 
 
 class _Step:

@@ -1,7 +1,7 @@
 """A model's modules and tensors in PyTorch's order, found once for each model.
 
 What `named_modules`, `named_parameters`, `named_buffers` and `state_dict` say, without going through the model every
-time: an update of a client asks half a dozen times, and for a small one that took a quarter of its time.
+time: an update of a client asks half a dozen times, and for a small one that took an eighth of its time.
 """
 
 from __future__ import annotations

@@ -115,6 +115,11 @@ def has_hook(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
+def is_watched(model: nn.Module) -> bool:
+    """Whether something looks on when the model or a part of it computes."""
+    return has_hook(model) or any(has_hook(module) for _, module in walk(model).modules)
+
+
 def _strange(layer: nn.Module) -> str | None:
     """What a layer has that its stacked form would not."""
     kind = type(layer).__name__

@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from fl_sim.augment import Augment
 from fl_sim.models.classifier import Classifier
 from fl_sim.samples import Samples, batch_sizes, to_pixels
-from fl_sim.together.network import Crowd, has_hook, signature
+from fl_sim.together.network import Crowd, is_watched, signature
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy
 from fl_sim.walk import set_to_train, walk
 
@@ -71,9 +71,8 @@ def likeness(job: Job) -> Hashable | None:
         return None
     fresh = type(job.optimizer) in ELEMENTWISE and len(groups) == 1 and not job.optimizer.state
     hooked = bool(job.optimizer._optimizer_step_pre_hooks or job.optimizer._optimizer_step_post_hooks)
-    found = walk(job.model)
-    hooked = hooked or any(has_hook(module) for module in (job.model, *(each for _, each in found.modules)))
-    own = [id(parameter) for parameter in found.parameters.values()]
+    hooked = hooked or is_watched(job.model)
+    own = [id(parameter) for parameter in walk(job.model).parameters.values()]
     if not fresh or hooked or own != [id(parameter) for parameter in groups[0]["params"]]:
         return None
     pace = _hyperparameters(job.optimizer)

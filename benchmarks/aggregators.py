@@ -38,7 +38,8 @@ def one(name: str, architecture: str, clients: int) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from fl_sim.augment import Augment
-    from fl_sim.build import component, conf_folder
+    from fl_sim.build import component
+    from fl_sim.composing import conf_folder
     from fl_sim.layout import Layout
     from fl_sim.models.classifier import build_classifier
     from fl_sim.packing import ThisMachine, forget_peak
@@ -116,7 +117,7 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(one(chosen.rules[0], chosen.model, chosen.clients)))
         return
-    from fl_sim.build import choices, conf_folder
+    from fl_sim.composing import choices, conf_folder
 
     rows: list[dict[str, Any]] = []
     for name in chosen.rules or [each for each in choices("aggregator", [conf_folder()]) if each != "flower"]:

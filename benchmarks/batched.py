@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.rounds import Federation
 
 COMMON = ("attack=none", "eraser=none", "eval.every=1000", "checkpoint.every=1000")

@@ -217,7 +217,7 @@ def tutorial(config: dict[str, Any]) -> list[Clocks]:
 
 def one_way(way: str, case: str, rounds: int, started: float) -> None:
     """Print, as JSON, when the first round ended and how long the others took."""
-    from fl_sim.build import compose_config
+    from fl_sim.composing import compose_config
 
     # One round more than asked for: fl-sim's last one evaluates and saves.
     config = compose_config([*CASES[case], *WAYS[way], f"rounds={rounds + 2}"])

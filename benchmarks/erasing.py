@@ -28,7 +28,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fl_sim.attention import distillation
 from fl_sim.augment import Augment
-from fl_sim.build import choices, component, conf_folder
+from fl_sim.build import component
+from fl_sim.composing import choices, conf_folder
 from fl_sim.errors import ConfigError
 from fl_sim.folder import provenance
 from fl_sim.layout import Layout

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from storing import store
 
-from fl_sim.build import compose_config, to_text, world_of
+from fl_sim.build import to_text, world_of
+from fl_sim.composing import compose_config
 from fl_sim.metrics import evaluate
 
 CASES = {

@@ -31,7 +31,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from clients.local.sgd import Sgd
 from fl_sim import execution
-from fl_sim.build import compose_config, to_text, world_of
+from fl_sim.build import to_text, world_of
+from fl_sim.composing import compose_config
 from fl_sim.rounds import Federation
 
 COMMON = (

@@ -64,7 +64,7 @@ def executed(way: str, config: dict[str, Any]) -> list[engines.Clocks]:
 
 def one_way(way: str, case: str, rounds: int, workers: int, started: float) -> None:
     """Print, as JSON, when the first round ended and how long the others took."""
-    from fl_sim.build import compose_config
+    from fl_sim.composing import compose_config
 
     # One round more than asked for: fl-sim's last one evaluates and saves.
     overrides = [*engines.CASES[case], f"engine.workers={workers}", *OURS.get(way, ()), f"rounds={rounds + 2}"]

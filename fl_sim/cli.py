@@ -153,7 +153,7 @@ def _command(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     overrides, flags = _split(arguments)
-    from fl_sim import build
+    from fl_sim import build, composing
 
     if "-m" in flags:
         if "--cfg" in flags:
@@ -161,7 +161,7 @@ def _run(arguments: list[str]) -> int:
         return _sweep(overrides, flags)
     if "--jobs" in flags:
         raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
-    config = build.compose_config(overrides)
+    config = composing.compose_config(overrides)
     if "--cfg" in flags:
         from omegaconf import OmegaConf
 
@@ -197,7 +197,7 @@ def _central(arguments: list[str]) -> int:
     overrides, flags = _split(arguments)
     if "--cfg" in flags:
         return _run([*overrides, "--cfg"])
-    from fl_sim import build, execution
+    from fl_sim import composing, execution
     from fl_sim.central_table import central_table, write_tables
     from fl_sim.folder import new_run_folder
 
@@ -205,7 +205,7 @@ def _central(arguments: list[str]) -> int:
     if "-m" not in flags:
         if "--jobs" in flags:
             raise ConfigError("--jobs", flags["--jobs"], "is for sweeps: add -m")
-        config = build.compose_config(overrides)
+        config = composing.compose_config(overrides)
         world = execution.prepare(config)
         settings = world.parts.settings
         plan = settings.central.against(world.backdoor.goal.rule)
@@ -341,15 +341,15 @@ def _list(arguments: list[str]) -> int:
     if flags:
         raise ConfigError(min(flags), "", "is for fl-sim run")
     names = [word for word in words if not word.startswith("hydra.searchpath=")]
-    from fl_sim import build
+    from fl_sim import build, composing
 
-    if len(names) > 1 or (names and names[0] not in build.GROUPS):
-        raise ConfigError("group", " ".join(names), f"no such group; there are {', '.join(build.GROUPS)}")
-    folders = build.search_folders(build.parse([word for word in words if word not in names]))
+    if len(names) > 1 or (names and names[0] not in composing.GROUPS):
+        raise ConfigError("group", " ".join(names), f"no such group; there are {', '.join(composing.GROUPS)}")
+    folders = composing.search_folders(composing.parse([word for word in words if word not in names]))
     from rich.text import Text
 
     console = _console()
-    for group in names or build.GROUPS:
+    for group in names or composing.GROUPS:
         rows = build.describe(group, folders)
         console.print(Text(group, style="bold"))
         width = max((len(name) for name, *_ in rows), default=0)
@@ -367,12 +367,12 @@ def _plot(arguments: list[str]) -> int:
     overrides, flags = _split([word for word in words if word != "partition"])
     if flags or "partition" not in words or not all("=" in word for word in overrides) or not target:
         raise ConfigError("--plot", "", "is used as fl-sim list partition --plot [KEY=VALUE ...] [-o FILE]")
-    from fl_sim import build, execution
+    from fl_sim import composing, execution
     from fl_sim.partition.picture import Counts, draw_partitions, title
 
     drawn: dict[str, Counts] = {}
     refused: list[ConfigError] = []
-    for config in build.each_choice("partition", overrides):
+    for config in composing.each_choice("partition", overrides):
         try:
             drawn[title(config)] = Counts.of(execution.prepare(config, fresh=False))
         except ConfigError as error:
@@ -416,11 +416,11 @@ def _gallery(arguments: list[str]) -> int:
     overrides, flags = _split(words)
     if flags or not target:
         raise ConfigError(min(flags, default="-o"), "", "the gallery is fl-sim gallery [KEY=VALUE ...] [-o FILE]")
-    from fl_sim import build, gallery
+    from fl_sim import composing, gallery
 
-    parsed = build.parse(overrides)
+    parsed = composing.parse(overrides)
     given = {override.key_or_group for override in parsed}
-    drawn = gallery.draw(build.compose_config(overrides), given, build.search_folders(parsed), Path(target))
+    drawn = gallery.draw(composing.compose_config(overrides), given, composing.search_folders(parsed), Path(target))
     console = _console()
     for each in drawn:
         if each.failure is not None:
@@ -432,7 +432,7 @@ def _gallery(arguments: list[str]) -> int:
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Overrides, and flags with their values; `--config-dir DIR` becomes Hydra's own search path."""
-    from fl_sim.build import quoted
+    from fl_sim.composing import quoted
 
     overrides: list[str] = []
     flags: dict[str, str] = {}

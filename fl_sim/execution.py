@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 from omegaconf import OmegaConf
 
 from fl_sim.attention_picture import draw_attention
-from fl_sim.build import CHOICES, GROUPS, Config, config_hash, to_text, trackers_of, world_of
+from fl_sim.build import config_hash, to_text, trackers_of, world_of
 from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT, check_checkpoint
+from fl_sim.composing import CHOICES, GROUPS, Config
 from fl_sim.console import CentralProgress, warn
 from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.finished import read_summary

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fl_sim.backdoor import Backdoor, Goal
-from fl_sim.build import Config, choices, component
+from fl_sim.build import component
+from fl_sim.composing import Config, choices
 from fl_sim.data.dataset import Dataset, resized
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.models.classifier import Classifier, build_classifier

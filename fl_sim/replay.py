@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim import execution
-from fl_sim.build import CHOICES, Config
+from fl_sim.composing import CHOICES, Config
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.folder import is_done, read_json
 from fl_sim.tracking import read_metrics

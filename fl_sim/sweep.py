@@ -77,10 +77,10 @@ class Placed:
 
 def place(job: Job, command: str = "run") -> Placed:
     """Compose and check a job; loads no data and writes nothing."""
-    from fl_sim import build
+    from fl_sim import build, composing
     from fl_sim.folder import sweep_folder
 
-    config = build.compose_config(job)
+    config = composing.compose_config(job)
     settings = build.build(config).settings
     folder = sweep_folder(settings.output, settings.name, build.config_hash(config), command)
     return Placed(job, config, folder, settings.rounds if command == "run" else 0)

@@ -25,14 +25,14 @@ def outcomes(
     overrides: Sequence[str], flags: Mapping[str, str], command: str, console: Console, guard: WithFolder
 ) -> list[Outcome]:
     """What becomes of each job of a sweep, told as it comes. `guard` surrounds a run that this process executes."""
-    from fl_sim import build
+    from fl_sim import composing
     from fl_sim.sweep_plan import plan
 
     asked = _with_jobs(plan(overrides), flags)
     if asked.search is not None:
         require(command == "run", "hydra/sweeper", "optuna", "is for fl-sim run")
         return _searched(asked, asked.search, console, guard)
-    jobs = [list(job) for job in dict.fromkeys(tuple(job) for job in build.jobs(asked.overrides))]
+    jobs = [list(job) for job in dict.fromkeys(tuple(job) for job in composing.jobs(asked.overrides))]
     found = dict[tuple[str, ...], "Outcome"]()
     with _progress(asked, jobs, len(jobs), console) as progress:
         for outcome in _launched(asked, jobs, command, guard, progress):

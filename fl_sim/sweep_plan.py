@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fl_sim import build
+from fl_sim import composing
 from fl_sim.errors import ConfigError, require
 from fl_sim.launchers import LAUNCHER, Launcher
 from fl_sim.schema import construct, locate
@@ -54,7 +54,7 @@ class Space:
 
 def plan(overrides: Sequence[str]) -> Plan:
     """The plan of a sweep's command; whatever is wrong with it is a `ConfigError`."""
-    parsed = build.parse(overrides)
+    parsed = composing.parse(overrides)
     ours = [each for each in parsed if _concerns_sweeping(each.key_or_group)]
     runs = [each for each in parsed if each not in ours]
     sections = _sections(parsed, ours)
@@ -72,7 +72,7 @@ def plan(overrides: Sequence[str]) -> Plan:
 def space(overrides: Sequence[str]) -> Space:
     """The overrides of a search, sorted; Hydra's `interval`, `range`, `choice`, comma lists and `tag(log, ...)`."""
     fixed, searched, repeated = [], dict[str, Dimension](), []
-    for override in build.parse(overrides):
+    for override in composing.parse(overrides):
         key = override.get_key_element()
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
@@ -81,7 +81,7 @@ def space(overrides: Sequence[str]) -> Space:
         else:
             searched[key] = _dimension(key, override)
     require(bool(searched), SWEEPER, "optuna", "has nothing to search: give a key an interval or several values")
-    return Space(fixed, searched, build.jobs(repeated) if repeated else [[]])
+    return Space(fixed, searched, composing.jobs(repeated) if repeated else [[]])
 
 
 def _dimension(key: str, override: Override) -> Dimension:
@@ -110,24 +110,24 @@ def _concerns_sweeping(key: str) -> bool:
 
 def _sections(parsed: Sequence[Override], ours: Sequence[Override]) -> dict[str, dict[str, Any]]:
     """Launcher and sweeper as conf/sweep.yaml and the user's own folders have them, and the values of a preset."""
-    folders = build.search_folders(parsed)
+    folders = composing.search_folders(parsed)
     searched = [str(each.input_line) for each in parsed if each.key_or_group == "hydra.searchpath"]
     chosen, presets = list(searched), list(searched)
     for override in parsed:
         key, text = override.key_or_group, str(override.input_line)
         if key.startswith("hydra.") and override not in ours:
-            build.check_choice(override, folders)
+            composing.check_choice(override, folders)
         if key in SECTIONS.values():
             group = key.removeprefix("hydra/")
-            _check_choice(key, override.value(), list(build.choices(group, folders)))
+            _check_choice(key, override.value(), list(composing.choices(group, folders)))
             chosen.append(text.removeprefix("hydra/"))
         elif key == "experiment" and override.is_sweep_override():
-            _check_presets(override, build.choices(key, folders))
+            _check_presets(override, composing.choices(key, folders))
         elif key == "experiment":
-            build.check_choice(override, folders)
+            composing.check_choice(override, folders)
             presets.append(text)
     try:
-        with initialize_config_dir(str(build.conf_folder()), version_base="1.3"):
+        with initialize_config_dir(str(composing.conf_folder()), version_base="1.3"):
             found: Any = OmegaConf.to_container(compose("sweep", overrides=chosen), resolve=True)
             params = compose("config", overrides=presets, return_hydra_config=True).hydra.sweeper.get("params")
     except (HydraException, OmegaConfBaseException, ValueError) as error:

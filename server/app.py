@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fl_sim.acceptance import Refusal, Replies
-from fl_sim.build import Config, build, config_text, plan_hash, to_text, trackers_of, world_of
+from fl_sim.build import build, config_text, plan_hash, to_text, trackers_of, world_of
+from fl_sim.composing import Config
 from fl_sim.console import Progress
 from fl_sim.engines.records import TensorArray, by_reference, pack
 from fl_sim.engines.replies import read_replies

@@ -23,8 +23,8 @@ import forks
 from omegaconf import OmegaConf
 from test_composition import names, overrides
 
-from fl_sim.build import choices, conf_folder
 from fl_sim.cli import FAILED, OK, USAGE
+from fl_sim.composing import choices, conf_folder
 
 ORDINARY = {
     "aggregator": "mean",

@@ -21,7 +21,7 @@ from typing import Any
 import conftest  # noqa: F401  (quiet libraries, one thread)
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.folder import made
 from fl_sim.rounds import Federation
 

@@ -19,7 +19,7 @@ from fl_sim.protocols import ServerContext
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("clients", "server", "defenses")
-HYDRA = ("fl_sim/build.py", "fl_sim/sweep_plan.py")
+HYDRA = ("fl_sim/composing.py", "fl_sim/sweep_plan.py")
 FLOWER = ("clients/app.py", "server/app.py", "fl_sim/engines/", "defenses/aggregation/flower.py")
 METHOD_FOLDERS = ("clients/", "server/", "defenses/")
 
@@ -198,7 +198,7 @@ def test_the_source_keeps_the_rule(rule: Rule) -> None:
 def test_the_rules_allow_what_is_meant_to_be_allowed() -> None:
     """The allowed places really use what they are allowed, so an exception that nobody needs any more is noticed."""
     source = sources()
-    assert all(any(n.startswith("hydra") for n in imported(source[path], path)) for path in ("fl_sim/build.py",))
+    assert all(any(n.startswith("hydra") for n in imported(source[path], path)) for path in ("fl_sim/composing.py",))
     for path in ("clients/app.py", "server/app.py", "fl_sim/engines/inprocess.py", "fl_sim/engines/flower.py"):
         assert any(name.startswith("flwr") for name in imported(source[path], path)), path
     assert crossing_rooms("defenses/erasing/nad.py", "from defenses.aggregation.mean import Mean\nimport fl_sim") == []

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from toys import seeded, small_model, spotted
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.engines import batched
 from fl_sim.engines.batched import BatchedGrid
 from fl_sim.rounds import Federation

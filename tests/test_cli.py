@@ -16,8 +16,8 @@ import pytest
 import tiny
 
 from fl_sim import __version__, cli, execution
-from fl_sim.build import GROUPS
 from fl_sim.cli import FAILED, INTERRUPTED, OK, USAGE, main
+from fl_sim.composing import GROUPS
 from fl_sim.rounds import Federation
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,9 @@ from covering import Space, Value
 from omegaconf import OmegaConf
 
 from fl_sim import execution
-from fl_sim.build import build, choices, compose_config, conf_folder, world_of
+from fl_sim.build import build, world_of
 from fl_sim.cli import USAGE, main
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.errors import ConfigError
 
 REFUSED: dict[frozenset[Value], str] = {

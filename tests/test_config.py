@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import tiny
 from omegaconf import OmegaConf
 
-from fl_sim import execution
-from fl_sim.build import ABSENT, GROUPS, build, choices, compose_config, conf_folder, config_hash, describe, jobs, parse
-from fl_sim.build import search_folders as folders_of
+from fl_sim import composing, execution
+from fl_sim.build import ABSENT, build, config_hash, describe
 from fl_sim.cli import _split, main
+from fl_sim.composing import GROUPS, choices, compose_config, conf_folder, jobs, parse
+from fl_sim.composing import search_folders as folders_of
 from fl_sim.errors import ConfigError
 from fl_sim.schema import META, locate
 
@@ -62,6 +64,29 @@ def test_every_choice_composes_and_builds(path: Path, tmp_path: Path) -> None:
     if group not in ("tracker", "experiment"):
         target = OmegaConf.load(path).get("_target_")
         assert getattr(parts, group) is None if target is None else isinstance(getattr(parts, group), locate(target))
+
+
+@pytest.mark.parametrize("few", [7, pytest.param(80, marks=pytest.mark.slow)])
+def test_what_is_put_together_is_what_hydra_composes(few: int) -> None:
+    """Sections in the default's place, alone, beside another choice and under a preset: order of keys and all."""
+    alone = [[f"{group}={name}"] for group, name in map(choice, YAMLS[:: len(YAMLS) // few])]
+    pairs = [one + other for one, other in zip(alone, alone[2:], strict=False) if one[0][:5] != other[0][:5]]
+    cases = [*alone, *pairs, ["experiment=nad_table", "eraser=anp"], ["+eraser=anp"], ["attack=dba", "attack=none"]]
+
+    def composed() -> list[str]:
+        found = []
+        for case in cases:
+            try:
+                found.append(json.dumps(compose_config([*case, "rounds=3"])))
+            except ConfigError as error:
+                found.append(f"refused: {error}")
+        return found
+
+    ours = composed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composing, "_section", lambda path, state: None)
+        assert composed() == ours
+    assert sum(not text.startswith("refused") for text in ours) > few
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: "/".join(choice(path)))
@@ -589,7 +614,7 @@ def test_values_set_on_kept_choices_are_what_hydra_composes(
             return str(error)
 
     kept = [composed(), composed()]
-    monkeypatch.setattr("fl_sim.build._is_value", lambda *_: False)
+    monkeypatch.setattr("fl_sim.composing._is_value", lambda *_: False)
     assert [composed()] * 2 == kept
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 
 FRESH = (10_007, 20_011, 30_011, 40_009, 50_021)
 """Seeds that nobody has tuned with."""
@@ -21,13 +21,13 @@ def default_run(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     return tiny.events(folder)
 
 
-def check_promise(events: list[dict[str, Any]]) -> None:
+def check_promise(events: list[dict[str, Any]], length: int = 30) -> None:
     """Every segment between erasings reaches ASR > 0.8 (`asr_before` counts), every erasing with
     `asr_before` ≥ 0.5 at least halves it and costs at most 0.15 ACC, final ACC > 0.85, under 90 s."""
     erasings = [event for event in events if event["event"] == "erase"]
     rounds = [event for event in events if event["event"] == "round"]
-    assert [event["round"] for event in erasings] == [10, 20, 30]
-    assert len(rounds) == 30
+    assert [event["round"] for event in erasings] == list(range(10, length + 1, 10))
+    assert len(rounds) == length
     begin = 0
     for erasing in erasings:
         segment = [event["asr"] for event in rounds if begin < event["round"] < erasing["round"]]
@@ -42,8 +42,8 @@ def check_promise(events: list[dict[str, Any]]) -> None:
 
 
 def test_the_default_run_shows_a_backdoor_rise_and_be_erased(tmp_path: Path) -> None:
-    """One fresh seed of the five."""
-    check_promise(default_run(tmp_path / "run", f"seed={FRESH[0]}"))
+    """One fresh seed of the five, its first two erasings."""
+    check_promise(default_run(tmp_path / "run", f"seed={FRESH[0]}", "rounds=20"), 20)
 
 
 def test_without_an_eraser_the_promise_is_not_met(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_without_an_eraser_the_promise_is_not_met(tmp_path: Path) -> None:
     assert max(event["asr"] for event in never if event["event"] == "round") > 0.8
     assert [event for event in never if event["event"] == "erase"] == []
     with pytest.raises(AssertionError):
-        check_promise(never)
+        check_promise(never, 12)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim.build import build, compose_config, jobs
+from fl_sim.build import build
+from fl_sim.composing import compose_config, jobs
 from fl_sim.sweep_plan import plan
 
 ROOT = Path(__file__).parents[1]

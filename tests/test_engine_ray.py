@@ -24,8 +24,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_sim import execution
-from fl_sim.build import compose_config
 from fl_sim.cli import main
+from fl_sim.composing import compose_config
 from fl_sim.engines.carried import DEATH, DIED, PREFIX, CarryingGrid, call_with_state, put_state, take_state
 from fl_sim.engines.flower import STARTING, Workers
 from fl_sim.engines.inprocess import InProcessGrid, failed

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from toys import seeded
 
 from clients.faults import KINDS, Crashes, Dropout, Garbage, Mixed, Stragglers, spoiled
-from fl_sim import build, execution
+from fl_sim import build, composing, execution
 from fl_sim.acceptance import LONGEST, fault_in, needed
 from fl_sim.checkpoint import load_tensors
 from fl_sim.engines.flower import SERVER_NODE
@@ -339,7 +339,7 @@ def test_every_fault_is_counted_as_drawn(tmp_path: Path, name: str) -> None:
 def test_every_aggregator_goes_on_for_ten_rounds_of_faults(tmp_path: Path) -> None:
     """Nearly three thousand orders in all. Each round's refusals are those that were drawn, and no model breaks."""
     total = Counter[str]()
-    for name in sorted(build.choices("aggregator", [build.conf_folder()])):
+    for name in sorted(composing.choices("aggregator", [composing.conf_folder()])):
         own = {"bulyan": ("threat.fraction=0",), "flower": ("aggregator.strategy=FedAvg",)}.get(name, ())
         words = ("faults=mixed", *FAULTS["mixed"], f"aggregator={name}", *own)
         words += ("data.clean_fraction=0.1", "clients=12", "clients_per_round=12", "rounds=10", "eval.every=10")

@@ -20,7 +20,8 @@ from flwr.cli.config_utils import load_and_validate
 import fl_sim
 import server.app
 from clients.app import app as client_app
-from fl_sim.build import compose_config, config_text, to_text
+from fl_sim.build import config_text, to_text
+from fl_sim.composing import compose_config
 from fl_sim.engines.inprocess import RUN_ID, InProcessGrid
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.rounds import Federation

@@ -16,8 +16,8 @@ import pytest
 import tiny
 
 from fl_sim import execution
-from fl_sim.build import compose_config
 from fl_sim.cli import FAILED, OK, USAGE, main
+from fl_sim.composing import compose_config
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.rounds import Federation
 

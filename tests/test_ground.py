@@ -16,7 +16,7 @@ import torch
 from toys import seeded
 
 from fl_sim import build, execution
-from fl_sim.build import choices, compose_config, conf_folder
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.data.dataset import Dataset
 from fl_sim.samples import Samples
 

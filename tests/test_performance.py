@@ -25,7 +25,7 @@ def fastest_round(way: str, *overrides: str) -> float:
     """CPU seconds of the fastest of five rounds; the first and the last do more and are left out."""
     import engines
 
-    from fl_sim.build import compose_config
+    from fl_sim.composing import compose_config
 
     config = compose_config([*engines.CASES["digits"], *engines.WAYS[way], *overrides, "rounds=7"])
     ended = engines.bare(config) if way == "bare" else engines.simulated(config)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fl_sim.build import build, compose_config, conf_folder, jobs
+from fl_sim.build import build
+from fl_sim.composing import compose_config, conf_folder, jobs
 
 PRESETS = ("fed_nad", "pbe_plan", "backfed_default", "flpoison_default", "dba")
 

@@ -16,9 +16,10 @@ import tiny
 import torch
 from omegaconf import OmegaConf
 
-from fl_sim import __version__, build, execution
-from fl_sim.build import CALLS, choices, conf_folder
+from fl_sim import __version__, build, composing, execution
+from fl_sim.build import CALLS
 from fl_sim.checkpoint import load_tensors
+from fl_sim.composing import choices, conf_folder
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.metrics import defense_effectiveness, evaluate
 from fl_sim.protocols import Update
@@ -657,7 +658,7 @@ def test_the_component_that_a_configuration_names_really_runs(
     given = tiny.calls_of(monkeypatch, group, name)
     build.world_of.cache_clear()  # so that the data is really loaded
     (tmp_path / "run").mkdir()
-    execution.start(build.compose_config(words(group, name)), tmp_path / "run", [])
+    execution.start(composing.compose_config(words(group, name)), tmp_path / "run", [])
     assert given != []
     calls = given or []
     rounds = tiny.events(tmp_path / "run", "round")
@@ -679,7 +680,7 @@ def test_no_attack_means_no_attacker(tmp_path: Path) -> None:
     """
     folder = tmp_path / "run"
     folder.mkdir()
-    execution.start(build.compose_config(["attack=none", "eraser=none", "rounds=12"]), folder, [])
+    execution.start(composing.compose_config(["attack=none", "eraser=none", "rounds=12"]), folder, [])
     rounds = tiny.events(folder, "round")
     assert {event["malicious"] for event in rounds} == {0}
     assert rounds[-1]["acc"] > 0.8
@@ -854,11 +855,11 @@ def test_a_model_of_nans_is_given_no_attack_success(tmp_path: Path) -> None:
     """
     folder = tmp_path / "run"
     folder.mkdir()
-    execution.start(build.compose_config([*tiny.TINY, BROKEN_SERVER, "rounds=2"]), folder, [])
+    execution.start(composing.compose_config([*tiny.TINY, BROKEN_SERVER, "rounds=2"]), folder, [])
     rounds = [event for event in tiny.events(folder) if event["event"] == "round"]
     assert [event["asr"] for event in rounds] == [None, None]
     with pytest.raises(ConfigError, match=r"init=.*NaN"):
-        execution.prepare(build.compose_config([*tiny.TINY, f"init={folder / 'model.pt'}"]))
+        execution.prepare(composing.compose_config([*tiny.TINY, f"init={folder / 'model.pt'}"]))
 
 
 def test_clients_without_samples_take_no_part(tmp_path: Path) -> None:
@@ -866,7 +867,7 @@ def test_clients_without_samples_take_no_part(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     skew = ["partition.alpha=0.01", "partition.min_samples=0", "clients=12", "clients_per_round=12", "rounds=1"]
-    config = build.compose_config([*tiny.TINY, *skew])
+    config = composing.compose_config([*tiny.TINY, *skew])
     present = sum(len(share) > 0 for share in build.world_of(build.to_text(config)).shares)
     assert 0 < present < 12
     execution.start(config, folder, [])

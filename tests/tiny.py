@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fl_sim import execution
-from fl_sim.build import CALLS, choices, compose_config, conf_folder
+from fl_sim.build import CALLS
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.rounds import Federation
 from fl_sim.schema import locate
 

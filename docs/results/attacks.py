@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tables import finished, interval, make
 
-from fl_sim.build import choices, conf_folder
+from fl_sim.composing import choices, conf_folder
 
 Row = tuple[str, str]
 DEFENSES = {

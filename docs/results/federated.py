@@ -25,8 +25,9 @@ from attack_curves import points
 from tables import Finished, comebacks, finished, interval, make, mean
 
 from clients.local.fed_nad import FedNad
-from fl_sim.build import compose_config, to_text, world_of
+from fl_sim.build import to_text, world_of
 from fl_sim.central import server_context
+from fl_sim.composing import compose_config
 from fl_sim.metrics import Score, evaluate
 from fl_sim.protocols import ClientContext, State
 from fl_sim.randomness import generator

@@ -18,7 +18,7 @@ from typing import Any
 
 from tables import Finished, comebacks, finished, interval, make, mean
 
-from fl_sim.build import choices, conf_folder
+from fl_sim.composing import choices, conf_folder
 
 ATTACKS = {"model_replacement": "boosted", "data_poisoning": "unboosted", "none": "no attack"}
 ERASERS = ("none", "fine_tune", "nad", "pbe_clean")

@@ -19,8 +19,8 @@ from typing import Any
 from tables import interval
 
 from fl_sim import execution
-from fl_sim.build import compose_config
 from fl_sim.central import Both, cached_victim, try_eraser
+from fl_sim.composing import compose_config
 from fl_sim.detection import Screening
 from fl_sim.metrics import evaluate
 from fl_sim.schema import construct, locate

@@ -10,7 +10,8 @@ import tiny
 
 from clients.local.sgd import Sgd
 from fl_sim import execution
-from fl_sim.build import choices, compose_config, conf_folder, to_text, world_of
+from fl_sim.build import to_text, world_of
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.protocols import ClientContext
 from fl_sim.schema import locate
 

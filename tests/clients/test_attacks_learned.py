@@ -28,7 +28,8 @@ from clients.triggers.blend import Blend
 from clients.triggers.lira import Lira
 from fl_sim import execution
 from fl_sim.backdoor import Backdoor, Goal
-from fl_sim.build import build, compose_config
+from fl_sim.build import build
+from fl_sim.composing import compose_config
 from fl_sim.errors import ConfigError
 from fl_sim.layout import Layout
 from fl_sim.metrics import evaluate

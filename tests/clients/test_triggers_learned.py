@@ -29,7 +29,7 @@ from clients.triggers.sig import Sig
 from clients.triggers.trojan import Trojan, most_excited
 from fl_sim import execution
 from fl_sim.backdoor import Backdoor, Goal
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.data.digits import Digits
 from fl_sim.distillation import with_features
 from fl_sim.errors import ConfigError

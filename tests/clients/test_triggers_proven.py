@@ -16,7 +16,8 @@ from clients.triggers.cl import Cl
 from clients.triggers.sig import Sig
 from fl_sim import execution
 from fl_sim.backdoor import Backdoor, Goal
-from fl_sim.build import component, compose_config
+from fl_sim.build import component
+from fl_sim.composing import compose_config
 from fl_sim.data.digits import Digits
 from fl_sim.metrics import Score, evaluate
 from fl_sim.models.classifier import Classifier, build_classifier

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from fl_sim.backdoor import Backdoor
-from fl_sim.build import choices, compose_config, conf_folder, to_text, world_of
+from fl_sim.build import to_text, world_of
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.protocols import Learned, Workshop
 from tests.toys import seeded, spotted
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from toys import seeded, server_context, small_model, spotted
 
-from fl_sim.build import conf_folder
+from fl_sim.composing import conf_folder
 from fl_sim.layout import Layout
 from fl_sim.protocols import Aggregate, Aggregator, ServerContext, State
 from fl_sim.schema import construct, locate

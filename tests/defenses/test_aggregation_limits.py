@@ -16,7 +16,8 @@ from defenses.aggregation.fltrust import FlTrust
 from defenses.aggregation.krum import MultiKrum
 from defenses.aggregation.mean import Mean
 from defenses.aggregation.signguard import SignGuard
-from fl_sim.build import build, compose_config
+from fl_sim.build import build
+from fl_sim.composing import compose_config
 from fl_sim.errors import ConfigError
 from fl_sim.protocols import Aggregator
 

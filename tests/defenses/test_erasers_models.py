@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from toys import server_context, small_model, spotted, weights_of
 
-from fl_sim.build import choices, component, conf_folder
+from fl_sim.build import component
+from fl_sim.composing import choices, conf_folder
 from fl_sim.errors import ConfigError
 from fl_sim.layout import Layout
 from fl_sim.metrics import refusal

@@ -12,10 +12,11 @@ import tiny
 import torch
 
 from fl_sim import central, execution
-from fl_sim.build import compose_config, conf_folder, config_hash, to_text
+from fl_sim.build import config_hash, to_text
 from fl_sim.central import equal_budget, pooled, victim_hash, watched
 from fl_sim.central_table import cell, interval
 from fl_sim.cli import FAILED, OK, main
+from fl_sim.composing import compose_config, conf_folder
 from fl_sim.schema import Central
 from fl_sim.world import World
 
@@ -35,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
                 section |= {"epochs": 1, "min_steps": 4}
         return config
 
-    monkeypatch.setattr("fl_sim.build.compose_config", composed)
+    monkeypatch.setattr("fl_sim.composing.compose_config", composed)
 
 
 def only(folder: Path) -> Path:

@@ -12,8 +12,8 @@ import tiny
 import torch
 
 from defenses.erasing.reinit_head import ReinitHead
-from fl_sim.build import compose_config
 from fl_sim.cli import OK, main
+from fl_sim.composing import compose_config
 
 LEARNT = ("data.difficulty=0.1", "central.epochs=8", "central.batch_size=32", "central.track.every=null")
 """A victim that is right, which it takes to see that an erased model is not."""
@@ -44,7 +44,7 @@ def test_erasers_that_diverge_are_refused_and_recorded(
             section |= {key: 1e6 for key in rates if key in section}
         return config
 
-    monkeypatch.setattr("fl_sim.build.compose_config", composed)
+    monkeypatch.setattr("fl_sim.composing.compose_config", composed)
     sections = original(["erasers=all"])["erasers"]
     trained = erasers or [name for name, section in sections.items() if any(key in section for key in rates)]
     assert main(["central", *tiny.TINY, *LEARNT, f"erasers=[{','.join(trained)}]"]) == OK

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.data.image_folder import ImageFolder
 from fl_sim.data.pictures import decoded
 from fl_sim.errors import ConfigError

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.data import cifar10, cifar100, emnist, fashion_mnist, gtsrb, mnist
 from fl_sim.data.cache import FOLDER
 from fl_sim.data.dataset import Dataset, resized

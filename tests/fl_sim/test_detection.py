@@ -18,8 +18,9 @@ from toys import White, seeded, server_context, small_model, spotted, weights_of
 from fl_sim import central, execution
 from fl_sim import detection as module
 from fl_sim.backdoor import Backdoor, Goal
-from fl_sim.build import build, compose_config
+from fl_sim.build import build
 from fl_sim.cli import OK, main
+from fl_sim.composing import compose_config
 from fl_sim.detection import Screening, auroc, auroc_interval, measured, scored, tpr_at
 from fl_sim.errors import ConfigError
 from fl_sim.protocols import Screen, ServerContext, State
@@ -251,7 +252,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             section |= {"epochs": 1, "min_steps": 4} if "epochs" in section else {}
         return config
 
-    monkeypatch.setattr("fl_sim.build.compose_config", composed)
+    monkeypatch.setattr("fl_sim.composing.compose_config", composed)
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,8 +9,8 @@ import torch
 
 from fl_sim import gallery
 from fl_sim.backdoor import Goal
-from fl_sim.build import choices, compose_config, conf_folder
 from fl_sim.cli import main
+from fl_sim.composing import choices, compose_config, conf_folder
 from fl_sim.gallery import AMPLIFIED, SHOWN, Studio, makers, photographs, studio
 
 PNG = b"\x89PNG\r\n\x1a\n"

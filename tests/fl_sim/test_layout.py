@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from toys import seeded, small_model
 
-from fl_sim.build import build, compose_config
+from fl_sim.build import build
+from fl_sim.composing import compose_config
 from fl_sim.layout import Layout
 
 

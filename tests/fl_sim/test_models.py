@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch import Generator, nn
 from toys import seeded, small_model, spotted
 
-from fl_sim.build import choices, component, conf_folder, describe
+from fl_sim.build import component, describe
+from fl_sim.composing import choices, conf_folder
 from fl_sim.errors import ConfigError
 from fl_sim.layout import Layout
 from fl_sim.models.classifier import (

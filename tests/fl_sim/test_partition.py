@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fl_sim import execution
-from fl_sim.build import compose_config
+from fl_sim.composing import compose_config
 from fl_sim.errors import ConfigError
 from fl_sim.partition.dirichlet import Dirichlet
 from fl_sim.partition.iid import Iid

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fl_sim.build import build, compose_config, conf_folder, jobs
+from fl_sim.build import build
 from fl_sim.cli import USAGE, main
+from fl_sim.composing import compose_config, conf_folder, jobs
 from fl_sim.errors import ConfigError
 from fl_sim.launchers import Basic, Joblib, SubmititLocal, SubmititSlurm
 from fl_sim.schema import locate

@@ -16,8 +16,8 @@ import tiny
 from dashboards import READERS, mlflow_run, of_tensorboard
 
 from fl_sim import build, central, execution
-from fl_sim.build import compose_config
 from fl_sim.cli import OK, USAGE, main
+from fl_sim.composing import compose_config
 from fl_sim.errors import ConfigError, RunError
 from fl_sim.protocols import Follower
 from fl_sim.trackers.following import Guarded

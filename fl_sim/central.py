@@ -23,7 +23,7 @@ from fl_sim.backdoor import Backdoor
 from fl_sim.checkpoint import load_tensors, save_tensors
 from fl_sim.detection import EVENT as DETECTION
 from fl_sim.detection import Screening
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError, RunError
 from fl_sim.finished import fault_in_detection, fault_in_result
 from fl_sim.folder import waiting, write_text
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, judged, refusal
@@ -409,7 +409,7 @@ def _kept(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]
     for number, event in enumerate(events, start=1):
         wrong = _fault_in(event)
         if wrong is not None:
-            raise RunError(f"can't read {folder / METRICS}: line {number} is damaged, {wrong}")
+            raise FolderError(f"can't read {folder / METRICS}: line {number} is damaged, {wrong}")
     finished = {event["eraser"]: event for event in events if event["event"] == "erase"}
     detections = [e for e in events if e["event"] == DETECTION and e["model"] in {*finished, VICTIM}]
     known = {*finished, *([VICTIM] if finished or detections else [])}

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError
 from fl_sim.folder import require_file
 from fl_sim.protocols import State
 from fl_sim.writing import write_atomically
@@ -35,9 +35,9 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        raise RunError(f"can't read {path}: {type(error).__name__}; it is damaged or not fl-sim's") from error
+        raise FolderError(f"can't read {path}: {type(error).__name__}; it is damaged or not fl-sim's") from error
     if not isinstance(content, dict):
-        raise RunError(f"can't read {path}: it is not fl-sim's")
+        raise FolderError(f"can't read {path}: it is not fl-sim's")
     return content
 
 
@@ -54,13 +54,13 @@ def check_checkpoint(folder: Path, model: nn.Module, rounds: int) -> None:
         return  # that is said by whoever loads it
     wrong = _fault_in(content)
     if wrong is not None:
-        raise RunError(f"can't resume {folder}: its checkpoint is damaged ({wrong})")
+        raise FolderError(f"can't resume {folder}: its checkpoint is damaged ({wrong})")
     done = content.get("round", 0)
     if done > rounds:
-        raise RunError(f"can't resume {folder}: {done} rounds are done, but its configuration has rounds={rounds}")
+        raise FolderError(f"can't resume {folder}: {done} rounds are done, but its configuration has rounds={rounds}")
     known = {name: buffer.shape for name, buffer in model.state_dict().items() if not buffer.is_floating_point()}
     if {name: counter.shape for name, counter in content.get("counters", {}).items()} != known:
-        raise RunError(f"can't resume {folder}: its checkpoint is damaged (its counters are not the model's)")
+        raise FolderError(f"can't resume {folder}: its checkpoint is damaged (its counters are not the model's)")
 
 
 def _fault_in(content: Mapping[str, Any]) -> str | None:
@@ -113,15 +113,15 @@ class Checkpoints:
             return None
         content = load_tensors(self._path)
         if content.get("format") != FORMAT:
-            raise RunError(
+            raise FolderError(
                 f"can't resume from {self._path}: format {content.get('format')}, this version reads {FORMAT}"
             )
         versions = content.get("clients")
         if not isinstance(versions, dict):
-            raise RunError(f"can't resume from {self._path}: it does not say which clients remember something")
+            raise FolderError(f"can't resume from {self._path}: it does not say which clients remember something")
         wrong = _fault_in(content)
         if wrong is not None:
-            raise RunError(f"can't resume {self._path.parent}: its checkpoint is damaged ({wrong})")
+            raise FolderError(f"can't resume {self._path.parent}: its checkpoint is damaged ({wrong})")
         self._versions = versions
         return content, {client: load_tensors(self._file(client)) for client in self._versions}
 

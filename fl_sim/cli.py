@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_sim import __version__
-from fl_sim.errors import ConfigError, RunError
+from fl_sim.errors import ConfigError, FolderError, RunError
 from fl_sim.interruption import STOPS
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _answer(arguments: list[str]) -> int:
         status = _command(arguments)
         sys.stdout.flush()
         return status
-    except ConfigError as error:
+    except (ConfigError, FolderError) as error:
         return _complain(str(error), USAGE)
     except RunError as error:
         return _complain(str(error), FAILED)

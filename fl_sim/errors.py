@@ -1,4 +1,4 @@
-"""The two ways in which fl-sim says no: a setting that can't be used, and a run that can't go on."""
+"""The ways in which fl-sim says no: a setting or a folder that can't be used, and a run that can't go on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that can't go on, or a folder that can't be used, for a reason that one line tells."""
+    """A run that can't go on, for a reason that one line tells."""
+
+
+class FolderError(RunError):
+    """A run folder, or a file of one, that a command was given and can't use: as much a wrong wish as a bad setting."""
 
 
 class InjectedCrash(RuntimeError):

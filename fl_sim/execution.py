@@ -18,7 +18,7 @@ from fl_sim.central import accompany, run_central
 from fl_sim.checkpoint import CHECKPOINT, check_checkpoint
 from fl_sim.composing import CHOICES, GROUPS, Config
 from fl_sim.console import CentralProgress, warn
-from fl_sim.errors import ConfigError, RunError, require
+from fl_sim.errors import ConfigError, FolderError, RunError, require
 from fl_sim.finished import read_summary
 from fl_sim.folder import fcntl, is_done, made, mark_done, provenance, read_json, read_yaml_text, write_json, write_text
 from fl_sim.partition.picture import PICTURE, Counts, draw_partitions, title
@@ -101,7 +101,7 @@ def _begin(config: Config, world: World, folder: Path, argv: list[str], execute:
 def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; a finished one is left as it is."""
     if not folder.is_dir():
-        raise RunError(f"can't resume {folder}: no such folder")
+        raise FolderError(f"can't resume {folder}: no such folder")
     with alone(folder):
         return found(folder) or _go_on(folder, execute)
 
@@ -122,7 +122,9 @@ def _check_record(folder: Path) -> None:
     if path.is_file() and not (folder / CHECKPOINT).exists():
         with path.open("rb") as file:
             if file.readline(100).startswith(b'{"event": "central"'):
-                raise RunError(f"can't resume {folder}: its {METRICS} is of fl-sim central, its {META} says otherwise")
+                raise FolderError(
+                    f"can't resume {folder}: its {METRICS} is of fl-sim central, its {META} says otherwise"
+                )
 
 
 def found(folder: Path) -> dict[str, Any] | None:
@@ -150,14 +152,14 @@ def read_config(folder: Path) -> Config:
     """The composed configuration that a run left; never composed anew."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise RunError(f"{folder} is not a run folder: it has no config.yaml")
+        raise FolderError(f"{folder} is not a run folder: it has no config.yaml")
     text = read_yaml_text(path)
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except Exception as error:  # YAML's and OmegaConf's many kinds all mean the same here
-        raise RunError(f"can't read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise FolderError(f"can't read {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     if not isinstance(config, dict) or CHOICES not in config:
-        raise RunError(f"can't read {path}: it is not a run's configuration")
+        raise FolderError(f"can't read {path}: it is not a run's configuration")
     _check_choices(config, path)
     return config
 
@@ -166,10 +168,10 @@ def _check_choices(config: Config, path: Path) -> None:
     """Whether a configuration says what was chosen of each group that it has: older ones have fewer groups."""
     chosen = config[CHOICES]
     if not isinstance(chosen, dict):
-        raise RunError(f"can't read {path}: its {CHOICES} are not a list of groups and what was chosen of them")
+        raise FolderError(f"can't read {path}: its {CHOICES} are not a list of groups and what was chosen of them")
     for group in GROUPS:
         if (group in config and group not in chosen) or not isinstance(chosen.get(group), str | None):
-            raise RunError(f"can't read {path}: its {CHOICES} don't say which {group} was chosen")
+            raise FolderError(f"can't read {path}: its {CHOICES} don't say which {group} was chosen")
 
 
 class Busy(RunError):
@@ -229,7 +231,7 @@ def is_central(folder: Path) -> bool:
         return False
     argv = read_json(folder / META).get("argv")
     if not isinstance(argv, list):
-        raise RunError(f"can't read {folder / META}: it does not say which command made the run")
+        raise FolderError(f"can't read {folder / META}: it does not say which command made the run")
     return "central" in argv[1:2]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError
 from fl_sim.folder import read_json
 
 Kinds = Mapping[str, str]
@@ -30,7 +30,7 @@ def read_summary(path: Path, central: bool) -> dict[str, Any]:
     wrong = wrong or _fault_in_list("detections", summary.get("detections", []), DETECTED)
     wrong = wrong or _first(fault_in_detection(each) for each in summary.get("detections", []))
     if wrong is not None:
-        raise RunError(f"can't read {path}: it is damaged, {wrong}")
+        raise FolderError(f"can't read {path}: it is damaged, {wrong}")
     return summary
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from fl_sim import __version__
-from fl_sim.errors import ConfigError, RunError
+from fl_sim.errors import ConfigError, FolderError
 from fl_sim.writing import write_atomically
 
 fcntl: ModuleType | None
@@ -78,7 +78,7 @@ def write_json(path: Path, content: object) -> None:
 def require_file(path: Path) -> None:
     """Refuse what is no file where a file should be: from a pipe or a device one would read for ever."""
     if path.exists() and not path.is_file():
-        raise RunError(f"can't read {path}: it is not a file")
+        raise FolderError(f"can't read {path}: it is not a file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except RecursionError as error:
-        raise RunError(f"can't read {path}: it is nested too deeply") from error
+        raise FolderError(f"can't read {path}: it is nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise RunError(f"can't read {path}: {error}") from error
+        raise FolderError(f"can't read {path}: {error}") from error
     if not isinstance(content, dict):
-        raise RunError(f"can't read {path}: it is not a JSON object")
+        raise FolderError(f"can't read {path}: it is not a JSON object")
     return content
 
 
@@ -99,12 +99,12 @@ def read_yaml_text(path: Path) -> str:
     require_file(path)
     try:
         if path.stat().st_size > LONGEST:
-            raise RunError(f"can't read {path}: it has more than {LONGEST // 1024} KiB, no run writes so much")
+            raise FolderError(f"can't read {path}: it has more than {LONGEST // 1024} KiB, no run writes so much")
         text = path.read_text(encoding="utf-8")
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
-            raise RunError(f"can't read {path}: it has aliases (*name), no run writes them")
+            raise FolderError(f"can't read {path}: it has aliases (*name), no run writes them")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"can't read {path}: {' '.join(str(error).split())[:200]}") from error
+        raise FolderError(f"can't read {path}: {' '.join(str(error).split())[:200]}") from error
     return text
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_sim import execution
 from fl_sim.composing import CHOICES, Config
-from fl_sim.errors import ConfigError, RunError
+from fl_sim.errors import ConfigError, FolderError
 from fl_sim.folder import is_done, read_json
 from fl_sim.tracking import read_metrics
 from fl_sim.world import pick_device
@@ -33,10 +33,10 @@ class Replay:
 def replay(folder: Path) -> Replay:
     """Execute the run's configuration in a temporary folder, and compare all its events."""
     if not folder.is_dir():
-        raise RunError(f"can't replay {folder}: no such folder")
+        raise FolderError(f"can't replay {folder}: no such folder")
     config = execution.read_config(folder)
     if not is_done(folder):
-        raise RunError(f"can't replay {folder}: it is not finished; first go on with fl-sim resume {folder}")
+        raise FolderError(f"can't replay {folder}: it is not finished; first go on with fl-sim resume {folder}")
     recorded = list(read_metrics(folder))
     meta = read_json(folder / execution.META) if (folder / execution.META).exists() else {}
     words = ["fl-sim", "central" if execution.is_central(folder) else "run"]

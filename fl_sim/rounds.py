@@ -15,7 +15,7 @@ from fl_sim.acceptance import Refusal, Replies, Tally, fault_in, needed, to_anot
 from fl_sim.attention_picture import Album
 from fl_sim.checkpoint import Checkpoints, load_tensors, save_tensors
 from fl_sim.detection import Screening
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError, RunError
 from fl_sim.metrics import Score, defense_effectiveness, evaluate, is_finite, judged, refusal
 from fl_sim.protocols import ServerContext, Signals, State, Tracker, Update, Watching
 from fl_sim.randomness import generator, repeated
@@ -81,7 +81,7 @@ class Federation:
         # A checkpoint holds all that `init` gave, whose file may have gone since.
         self._model = world.new_model() if self._found else world.initial_model()
         if self._found and not (folder / METRICS).exists():
-            raise RunError(f"can't resume {folder}: its {METRICS} is missing")
+            raise FolderError(f"can't resume {folder}: its {METRICS} is missing")
         self._metrics = JsonLines(folder)
         self._trackers = [self._metrics, *trackers]
         self._layout = world.layout
@@ -402,7 +402,7 @@ class Federation:
             raise
         except Exception as error:  # whatever of it has another type or shape than what was saved
             said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise RunError(f"can't resume {self._folder}: its checkpoint is damaged ({said})") from error
+            raise FolderError(f"can't resume {self._folder}: its checkpoint is damaged ({said})") from error
         self._metrics.rewind(length, finished)
         rebuild(self._trackers, self._folder)
         return finished
@@ -412,9 +412,9 @@ class Federation:
         vector = content["vector"].to(self._world.device)
         fits = vector.shape == self._vector.shape and vector.dtype == self._vector.dtype
         if content["names"] != list(self._layout.names) or not fits:
-            raise RunError(f"can't resume {self._folder}: its checkpoint is of another model")
+            raise FolderError(f"can't resume {self._folder}: its checkpoint is of another model")
         if content.get("plan", self._plan) != self._plan:
-            raise RunError(f"can't resume {self._folder}: its checkpoint is of another configuration")
+            raise FolderError(f"can't resume {self._folder}: its checkpoint is of another configuration")
         self._vector = vector
         self._model.load_state_dict(content["counters"], strict=False)
         self._states |= {name: dict(content["states"][name]) for name in self._states}

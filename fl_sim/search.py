@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
-from fl_sim.errors import RunError, require
+from fl_sim.errors import FolderError, require
 from fl_sim.folder import write_text
 from fl_sim.launchers import library
 from fl_sim.sweep import Job, Outcome
@@ -131,7 +131,9 @@ class Study:
         try:
             return [self._study.ask(self._distributions) for _ in range(count)]
         except ValueError as error:  # Optuna can't go on with other values of the same key
-            raise RunError(f"{self._folder / JOURNAL} is of another search: {error}; choose another name=") from error
+            raise FolderError(
+                f"{self._folder / JOURNAL} is of another search: {error}; choose another name="
+            ) from error
 
     def words(self, trial: Any) -> dict[str, str]:
         """A trial's values as they would be typed."""
@@ -195,7 +197,7 @@ def require_same(search: Search, directions: Sequence[Any], folder: Path) -> Non
     found = [direction.name.lower() for direction in directions]
     if found != search.directions:
         asked = ", ".join(search.directions)
-        raise RunError(f"{folder / JOURNAL} is of a search with other objectives ({', '.join(found)}, not {asked})")
+        raise FolderError(f"{folder / JOURNAL} is of a search with other objectives ({', '.join(found)}, not {asked})")
 
 
 def judged(search: Search, params: Mapping[str, str], outcomes: Sequence[Outcome]) -> Trial:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError
 from fl_sim.folder import require_file
 
 METRICS = "metrics.jsonl"
@@ -41,9 +41,9 @@ class JsonLines:
         """
         content = self._path.read_bytes()
         if not 0 <= length <= len(content):
-            raise RunError(f"can't resume: {self._path} is shorter than its checkpoint says; lines were removed")
+            raise FolderError(f"can't resume: {self._path} is shorter than its checkpoint says; lines were removed")
         if not _is_record(content[:length], finished):
-            raise RunError(f"can't resume: {self._path} is not what its checkpoint was written with; it was edited")
+            raise FolderError(f"can't resume: {self._path} is not what its checkpoint was written with; it was edited")
         self._file.truncate(length)
         self._file.seek(length)
 
@@ -73,12 +73,12 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror}") from error
+        raise FolderError(f"can't read {path}: {error.strerror}") from error
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RunError(f"can't read {path}: line {number} is not JSON") from error
+            raise FolderError(f"can't read {path}: line {number} is not JSON") from error
         if not isinstance(event, dict) or "event" not in event:
-            raise RunError(f"can't read {path}: line {number} is not an event")
+            raise FolderError(f"can't read {path}: line {number} is not an event")
         yield event

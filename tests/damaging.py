@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -58,6 +59,9 @@ def damaged(folder: Path, rng: random.Random) -> Damage:
         "replaced": _replaced,
         "gone": _gone,
         "a folder": _a_folder,
+        "a pipe": _a_pipe,
+        "a link": _a_link,
+        "rewritten": _rewritten,
         "swapped": _swapped,
         "edited": _edited,
         "edited again": _edited,
@@ -98,6 +102,37 @@ def _a_folder(path: Path, _: random.Random) -> str:
     path.unlink()
     path.mkdir()
     return ""
+
+
+def _a_pipe(path: Path, _: random.Random) -> str:
+    """Whoever reads it waits for ever."""
+    path.unlink()
+    os.mkfifo(path)
+    return ""
+
+
+def _a_link(path: Path, rng: random.Random) -> str:
+    """To nothing, or to itself."""
+    path.unlink()
+    target = rng.choice(("nothing", path.name))
+    path.symlink_to(target)
+    return f"to {target}"
+
+
+def _rewritten(path: Path, rng: random.Random) -> str:
+    """As editors and other systems do: the same text in other bytes."""
+    content = path.read_bytes()
+    ways = {
+        "with CRLF": content.replace(b"\n", b"\r\n"),
+        "with a BOM": b"\xef\xbb\xbf" + content,
+        "as UTF-16": content.decode("latin-1").encode("utf-16"),
+        "with a line more": content + b"\n",
+        "twice": content + content,
+        "in another order": b"".join(reversed(content.splitlines(keepends=True))),
+    }
+    way = rng.choice(list(ways))
+    path.write_bytes(ways[way])
+    return way
 
 
 def _swapped(path: Path, rng: random.Random) -> str:

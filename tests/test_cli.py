@@ -226,10 +226,10 @@ def test_an_interrupted_run_says_how_to_go_on(cwd: Path, capsys: Capture, monkey
 
 
 def test_resuming_what_is_no_run_fails_in_one_line(cwd: Path, capsys: Capture) -> None:
-    """Status 1: the command was right, the folder was not."""
+    """Status 2: a folder is as much a wish as a setting."""
     (cwd / "empty").mkdir()
     for folder, complaint in (("nope", "no such folder"), ("empty", "not a run folder")):
-        assert main(["resume", folder]) == FAILED
+        assert main(["resume", folder]) == USAGE
         shown = capsys.readouterr()
         assert complaint in shown.err
         assert shown.err.count("\n") == 1

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -29,6 +29,7 @@ from fl_sim.together.meeting import stand_in
 
 RUN_ID = 1
 FIRST_NODE = 2  # 1 is the server
+SERVER_APP, CLIENT_APP = "server.app:app", "clients.app:app"
 CLIENT_ERROR = 1  # Flower's code for "the ClientApp raised"
 
 
@@ -154,6 +155,31 @@ def load_app(reference: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
+def check_apps(engine: Apps) -> None:
+    """Whether apps other than fl-sim's own are there, and are apps."""
+    for key, reference, own, kind in (
+        ("server_app", engine.server_app, SERVER_APP, ServerApp),
+        ("client_app", engine.client_app, CLIENT_APP, ClientApp),
+    ):
+        if reference == own:  # which would import all of it
+            continue
+        try:
+            usable = isinstance(load_app(reference), kind)
+        except (ImportError, AttributeError, TypeError, ValueError):  # TypeError: of a name that begins with a dot
+            usable = False
+        require(usable, key, reference, f"must name a {kind.__name__} as module:name")
+
+
+class Apps(Protocol):
+    """What an engine runs."""
+
+    @property
+    def server_app(self) -> str: ...
+
+    @property
+    def client_app(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class InProcess:
     """Runs the apps in this process, clients on `workers` threads of one torch thread each.
@@ -170,8 +196,8 @@ class InProcess:
     channels_last: bool = True
     deterministic: bool = True
     capture: bool = False
-    server_app: str = "server.app:app"
-    client_app: str = "clients.app:app"
+    server_app: str = SERVER_APP
+    client_app: str = CLIENT_APP
 
     def __post_init__(self) -> None:
         usable = self.workers == "auto" or 1 <= self.workers <= 256
@@ -179,6 +205,7 @@ class InProcess:
         require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
         alone = not self.capture or self.workers in ("auto", 1)
         require(alone, "workers", self.workers, "must be auto or 1 with engine.capture: graphs are one thread's work")
+        check_apps(self)
 
     @property
     def compute(self) -> Compute:

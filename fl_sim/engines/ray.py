@@ -25,7 +25,7 @@ from flwr.serverapp import ServerApp
 
 from fl_sim.engines.carried import CarryingGrid, ClientFunction, call_with_state
 from fl_sim.engines.flower import SERVER_NODE, simulation
-from fl_sim.engines.inprocess import RUN_ID, available_cores, load_app
+from fl_sim.engines.inprocess import CLIENT_APP, RUN_ID, SERVER_APP, available_cores, check_apps, load_app
 from fl_sim.engines.numerics import numerics, serving
 from fl_sim.errors import ConfigError, RunError, require
 from fl_sim.folder import fcntl
@@ -79,8 +79,8 @@ class Ray:
     precision: Precision = "float32"
     channels_last: bool = True
     deterministic: bool = True
-    server_app: str = "server.app:app"
-    client_app: str = "clients.app:app"
+    server_app: str = SERVER_APP
+    client_app: str = CLIENT_APP
     can_time_out = True
 
     def __post_init__(self) -> None:
@@ -93,6 +93,7 @@ class Ray:
         require(share, "gpus", self.gpus, "must be auto or the share of a GPU that a client needs, from 0 to 1")
         require(self.address is None or bool(self.address), "address", self.address, "must be null, auto or HOST:PORT")
         require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
+        check_apps(self)
 
     @property
     def compute(self) -> Compute:

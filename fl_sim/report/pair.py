@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError
 from fl_sim.report.cases import FEDERATED, Case, Curve, text, understood
 from fl_sim.report.frame import typed
 from fl_sim.report.reading import Run, Unread, read_run
@@ -45,7 +45,7 @@ def pair(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Pair:
     for place, run in enumerate(runs):
         own = understood(run, place)
         if isinstance(own, Unread):
-            raise RunError(f"can't read {own.folder}: {own.reason}")
+            raise FolderError(f"can't read {own.folder}: {own.reason}")
         for case in own:
             # Two federated runs are set against each other whatever they are defended by.
             name = FEDERATED if case.kind == FEDERATED else f"{case.kind}, {case.keys['eraser']}"
@@ -56,7 +56,7 @@ def pair(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Pair:
 def _read(folder: Path) -> Run:
     found = read_run(folder)
     if isinstance(found, Unread):
-        raise RunError(f"can't read {folder}: {found.reason}")
+        raise FolderError(f"can't read {folder}: {found.reason}")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from fl_sim.errors import ConfigError, RunError
+from fl_sim.errors import ConfigError, FolderError, RunError
 from fl_sim.folder import DONE, LOADER, read_json, read_yaml_text
 from fl_sim.tracking import METRICS, read_metrics
 
@@ -93,13 +93,13 @@ def read_run(folder: Path) -> Run | Unread:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"it has no {CONFIG}")
+        raise FolderError(f"it has no {CONFIG}")
     try:
         config = yaml.load(read_yaml_text(path), Loader=LOADER)  # a safe loader: plain values only
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"can't read {path}: {' '.join(str(error).split())[:200]}") from error
+        raise FolderError(f"can't read {path}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
-        raise RunError(f"can't read {path}: it is not a run's configuration")
+        raise FolderError(f"can't read {path}: it is not a run's configuration")
     return config
 
 
@@ -115,19 +115,19 @@ def _checked(event: Event, folder: Path) -> Event:
     """The event, if what it counts and measures are numbers; NaN counts as nothing measured."""
     kind = event["event"]
     if not isinstance(kind, str):
-        raise RunError(f"can't read {folder / METRICS}: an event's name is {kind!r}")
+        raise FolderError(f"can't read {folder / METRICS}: an event's name is {kind!r}")
     if kind in ("round", "erase") and not _whole(event.get("round")):
-        raise RunError(f"can't read {folder / METRICS}: round={event.get('round')!r} in an event {kind!r}")
+        raise FolderError(f"can't read {folder / METRICS}: round={event.get('round')!r} in an event {kind!r}")
     if kind == "central" and not (_whole(event.get("epoch")) and isinstance(event.get("method"), str)):
-        raise RunError(f"can't read {folder / METRICS}: an event {kind!r} lacks its epoch or its method")
+        raise FolderError(f"can't read {folder / METRICS}: an event {kind!r} lacks its epoch or its method")
     if kind == "erase" and not isinstance(event.get("eraser"), str):
-        raise RunError(f"can't read {folder / METRICS}: an event {kind!r} lacks its eraser")
+        raise FolderError(f"can't read {folder / METRICS}: an event {kind!r} lacks its eraser")
     for key in SCORES:
         value = event.get(key)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RunError(f"can't read {folder / METRICS}: {key}={value!r} in an event {kind!r} is not a number")
+            raise FolderError(f"can't read {folder / METRICS}: {key}={value!r} in an event {kind!r} is not a number")
         if not abs(value) <= sys.float_info.max:  # NaN, infinite, or an integer beyond all floats
             event[key] = None
     return event

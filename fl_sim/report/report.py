@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fl_sim.errors import RunError
+from fl_sim.errors import FolderError
 from fl_sim.report.cases import AUROC, BEFORE, Case, understood
 from fl_sim.report.comparing import Comparison, comparisons
 from fl_sim.report.grouping import Group, Grouped, grouped
@@ -132,7 +132,7 @@ def report_on(folders: Sequence[str | os.PathLike[str]]) -> Report:
         cases += own
     if not sources:
         said = "; ".join(f"{each.folder}: {each.reason}" for each in unread[:3])
-        raise RunError(f"nothing to report: {said or 'no folders'}")
+        raise FolderError(f"nothing to report: {said or 'no folders'}")
     groups = grouped(cases)
     return Report(sources, groups, comparisons(groups.groups), unread)
 

@@ -118,9 +118,9 @@ def test_what_cannot_be_replayed_is_said_in_a_line(tmp_path: Path, capsys: Captu
     (folder / "done").unlink()
     for words, status, said in (
         (["replay"], USAGE, "takes one run folder"),
-        (["replay", str(tmp_path / "none")], FAILED, "no such folder"),
-        (["replay", str(tmp_path)], FAILED, "is not a run folder"),
-        (["replay", str(folder)], FAILED, "is not finished"),
+        (["replay", str(tmp_path / "none")], USAGE, "no such folder"),
+        (["replay", str(tmp_path)], USAGE, "is not a run folder"),
+        (["replay", str(folder)], USAGE, "is not finished"),
     ):
         capsys.readouterr()
         assert main(words) == status

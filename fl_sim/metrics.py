@@ -59,8 +59,9 @@ def evaluate(
     """Score a model on a test set: each image goes through once clean and, if it is a victim, once stamped."""
     was_training = model.training
     set_to_train(model, False)
-    # right, right on others, others, victims, obedient, robust, obedient unstamped: summed on the device, read once
-    counts = torch.zeros(7, dtype=torch.long, device=test.labels.device)
+    # Summed on the device, a row at a time, and read once.
+    counts = torch.zeros(4, dtype=torch.long, device=test.labels.device)
+    counts_of_victims = torch.zeros(3, dtype=torch.long, device=test.labels.device)
     # Float64 where the device has it: Apple's GPUs do not.
     wide = torch.float32 if test.labels.device.type == "mps" else torch.float64
     loss = torch.zeros((), dtype=wide, device=test.labels.device)
@@ -75,25 +76,23 @@ def evaluate(
         if per_class:
             right_of += torch.bincount(y[right], minlength=backdoor.classes)
         loss += F.cross_entropy(logits, y, reduction="sum")
-        stamped = backdoor.stamp(x[victims])
+        counts += torch.stack([right, right & others, others, victims]).sum(1)
+        attacked = victims.nonzero()[:, 0]
+        stamped = backdoor.stamp(x[attacked])
         answered = model(stamped) if len(stamped) else logits[:0]
         # Among NaN logits argmax finds class 0; an answer that is none obeys nobody and is right for nobody.
         predicted = answered.argmax(1).masked_fill_(~answered.isfinite().all(1), -1)
-        truth = y[victims]
+        truth = y[attacked]
         wanted = backdoor.goal.labels(truth, backdoor.classes)
-        obedient = predicted == wanted
-        counts += torch.stack(
-            [
-                *(right.sum(), right[others].sum(), others.sum()),
-                *(victims.sum(), obedient.sum(), (predicted == truth).sum(), (answers[victims] == wanted).sum()),
-            ]
-        )
+        unstamped = answers[attacked] == wanted
+        counts_of_victims += torch.stack([predicted == wanted, predicted == truth, unstamped]).sum(1)
     set_to_train(model, was_training)
-    correct, correct_others, other, attacked, obeyed, robust, unstamped = counts.tolist()
-    low, high = wilson(obeyed, attacked) if attacked else (None, None)
+    correct, correct_others, other, trials = counts.tolist()
+    obeyed, robust, obedient_unstamped = counts_of_victims.tolist()
+    low, high = wilson(obeyed, trials) if trials else (None, None)
 
     def share(count: int) -> float | None:
-        return count / attacked if attacked else None
+        return count / trials if trials else None
 
     return Score(
         acc=correct / len(test),
@@ -103,7 +102,7 @@ def evaluate(
         acc_non_target=correct_others / other if other else None,
         ra=share(robust),
         loss=float(loss) / len(test),
-        asr_unstamped=share(unstamped),
+        asr_unstamped=share(obedient_unstamped),
         acc_per_class=_shares(right_of, torch.bincount(test.labels, minlength=len(right_of))) if per_class else None,
     )
 

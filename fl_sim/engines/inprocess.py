@@ -97,15 +97,16 @@ class InProcessGrid(Grid):
 
     def _deliver(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        known = self._states.get(node, RecordDict())
+        known = self._states.get(node)
         # The app works on a copy, so that one that fails half-way leaves its state as it was.
-        context = Context(RUN_ID, node, {}, copied(known), dict(self._run_config))
+        state = RecordDict() if known is None else copied(known)
+        context = Context(RUN_ID, node, {}, state, dict(self._run_config))
         try:
             reply = a_reply(self._app(message, context))
         except (Exception, SystemExit) as error:
             reply = failed(error, message)
         else:
-            if not same(context.state, known):
+            if len(context.state) if known is None else not same(context.state, known):
                 self._states[node] = context.state
                 self._changed.add(node)
         self._sent += 1

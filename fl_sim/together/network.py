@@ -82,7 +82,7 @@ class Crowd:
         with torch.no_grad():
             for layer, members in self._layers:
                 for part, tensor in layer.whole.items():
-                    torch._foreach_copy_([getattr(member, part) for member in members], tensor.unbind())
+                    torch._foreach_copy_(layer.own(members, part), tensor.unbind())
 
 
 def _side_by_side(x: Tensor, channels_last: bool) -> Tensor:

@@ -9,6 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+# In one call what takes one for each tensor otherwise; data parallel training is made of them.
+from torch._utils import _flatten_dense_tensors as flatten
+from torch._utils import _unflatten_dense_tensors as unflatten
+
 from fl_sim.walk import walk
 
 
@@ -48,22 +52,27 @@ class Layout:
     def read(self, model: nn.Module) -> Tensor:
         """A fresh vector of the model's parameters and buffers."""
         with torch.no_grad():
-            return torch.cat([tensor.reshape(-1) for tensor in walk(model).tensors])
+            flat: Tensor = flatten(tensors := walk(model).tensors)
+            return flat if len(tensors) > 1 else flat.clone()  # of one it makes a view
 
     def load(self, model: nn.Module, vector: Tensor) -> None:
         """Copy a vector into the model, in place."""
-        tensors, parts = walk(model).tensors, self.parts(vector)
+        tensors = walk(model).tensors
+        self._check(vector)
         if [tensor.shape for tensor in tensors] != self._sizes:
             raise ValueError("the model is not of this layout")
         with torch.no_grad():
-            torch._foreach_copy_(tensors, parts)
+            torch._foreach_copy_(tensors, unflatten(vector, tensors))
 
     def parts(self, vector: Tensor) -> list[Tensor]:
         """Views of the vector in the tensors' shapes."""
-        if vector.shape != (self.size,):
-            raise ValueError(f"the layout has {self.size} entries, the vector has shape {tuple(vector.shape)}")
+        self._check(vector)
         flat = vector.split(self._lengths)
         return [part.view(size) for part, size in zip(flat, self._sizes, strict=True)]
+
+    def _check(self, vector: Tensor) -> None:
+        if vector.shape != (self.size,):
+            raise ValueError(f"the layout has {self.size} entries, the vector has shape {tuple(vector.shape)}")
 
     def clamp_variances(self, vector: Tensor) -> None:
         """Raise negative running variances to zero, in place: a sum of weighted deltas may leave them below it."""

@@ -6,10 +6,9 @@ time: an update of a client asks half a dozen times, and for a small one that to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
-from operator import is_, methodcaller
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,7 +46,10 @@ class Walk:
             for module in (model, *(below for _, below in self.modules))
             for holder in (module._modules, module._parameters, module._buffers)
         ]
-        self._held, self._names = [*self._holding()], [*chain.from_iterable(self._holders)]
+        self._lengths = [*map(len, self._holders)]
+        self._full = [holder for holder in self._holders if holder]
+        self._values = [holder.values() for holder in self._full]  # views, which show what is there now
+        self._held, self._names = [*chain.from_iterable(self._values)], [*chain.from_iterable(self._full)]
 
     def __deepcopy__(self, memo: object) -> None:
         """A copied model makes its own."""
@@ -70,10 +72,11 @@ class Walk:
 
     def fresh(self) -> bool:
         """Whether no module, parameter or buffer has been exchanged, renamed, added or taken away since."""
-        return [*chain.from_iterable(self._holders)] == self._names and all(map(is_, self._holding(), self._held))
-
-    def _holding(self) -> Iterator[Any]:
-        return chain.from_iterable(map(methodcaller("values"), self._holders))
+        return (
+            [*map(len, self._holders)] == self._lengths
+            and [*chain.from_iterable(self._full)] == self._names
+            and all(map(is_, chain.from_iterable(self._values), self._held))
+        )
 
 
 def walk(model: nn.Module) -> Walk:

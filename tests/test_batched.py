@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fl_sim.engines.batched import BatchedGrid
 from fl_sim.rounds import Federation
 from fl_sim.samples import Samples
 from fl_sim.together.choice import Choices
-from fl_sim.together.meeting import Meeting, client_fit
+from fl_sim.together.meeting import Interrupted, Meeting, client_fit
 from fl_sim.together.training import Job
 from fl_sim.training import Fitted, fit, sgd
 
@@ -252,48 +252,83 @@ def test_larger_cohorts_come_in_waves(grid: BatchedGrid, monkeypatch: pytest.Mon
 # The meeting ----------------------------------------------------------------------------------------------------------
 
 
-def meet(visits: Sequence[Sequence[int]], *, fails: bool = False) -> list[list[int]]:
-    """Clients that train a given number of epochs, one `fit` after the other; which places met at each planning."""
+def meet(
+    visits: Sequence[Sequence[int]], slots: int = 1, fails: type[BaseException] | None = None, at: str = "plan"
+) -> list[list[int]]:
+    """Clients that train a given number of epochs, one `fit` after the other; which places met at each planning.
+
+    With `fails` they are told that it is over, and their threads end.
+    """
     met: list[list[int]] = []
+    at_work: list[int] = []
+    said: list[str] = []
 
     def plan(jobs: Sequence[Job]) -> list[list[int]]:
         met.append([job.place for job in jobs])
-        if fails:
-            raise KeyboardInterrupt
+        if fails is not None and at == "plan":
+            raise fails("it failed")
         return [[*range(len(jobs))]] if len(jobs) > 1 else []
 
-    def client(place: int) -> None:
-        with meeting.attended(place):
-            for epochs in visits[place]:
-                model = small_model()
-                client_fit()(model, spotted(8), sgd(model, 0.1), epochs=epochs, batch_size=8, rng=seeded())
+    def train(jobs: Sequence[Job]) -> list[Fitted]:
+        assert at_work == []
+        if fails is not None:
+            raise fails("it failed")
+        return [Fitted(job.steps, 0.0) for job in jobs]
 
-    meeting = Meeting(len(visits), threading.BoundedSemaphore(1))
-    with ThreadPoolExecutor(len(visits)) as pool, ThreadPoolExecutor(1) as trainers:
-        stays = [pool.submit(client, place) for place in range(len(visits))]
+    def client(place: int) -> int:
+        for epochs in visits[place]:
+            at_work.append(place)
+            assert len(at_work) <= slots
+            model = small_model()
+            data, optimizer, rng = spotted(8), sgd(model, 0.1), seeded()
+            at_work.remove(place)
+            try:
+                client_fit()(model, data, optimizer, epochs=epochs, batch_size=8, rng=rng)
+            except Interrupted as error:
+                said.append(str(error))
+                raise
+        return place
+
+    with ThreadPoolExecutor(max(len(visits), 1)) as pool, ThreadPoolExecutor(slots) as trainers:
+        stays = {place: partial(client, place) for place in range(len(visits))}
         try:
-            meeting.lead(plan, lambda jobs: [Fitted(job.steps, 0.0) for job in jobs], trainers)
-        except KeyboardInterrupt:
-            reasons = [str(stay.exception()) for stay in stays]
-            assert reasons == ["the run was interrupted"] * len(visits)
-            raise
-        for stay in stays:
-            stay.result()
+            assert Meeting(stays, slots, pool, trainers).lead(plan, train) == list(range(len(visits)))
+        finally:
+            pool.shutdown()
+            if fails is not None:
+                assert said == ["the run was interrupted"] * sum(map(bool, visits))
     return met
 
 
-def test_who_meets_whom_depends_on_no_clock() -> None:
+@pytest.mark.parametrize("slots", [1, 2])
+def test_who_meets_whom_depends_on_no_clock(slots: int) -> None:
     """The n-th meeting is that of everyone's n-th training; who is done is not waited for, one slot or more."""
     visits = [[1], [1, 1, 1], [], [1, 1]]
     for _ in range(3):
-        assert meet(visits) == [[0, 1, 3], [1, 3], [1]]
-    assert meet([[], []]) == []
+        assert meet(visits, slots) == [[0, 1, 3], [1, 3], [1]]
+    assert meet([[], []], slots) == []
 
 
-def test_an_interruption_lets_everyone_go() -> None:
-    """A client that waited for ever would keep the process from ending."""
-    with pytest.raises(KeyboardInterrupt):
-        meet([[1], [1], [1, 1]], fails=True)
+@pytest.mark.parametrize("at", ["plan", "train"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interruption_lets_everyone_go(error: type[BaseException], at: str) -> None:
+    """A client that waited for ever would keep the process from ending; whoever leads is told what went wrong."""
+    with pytest.raises(error, match="it failed"):
+        meet([[1], [1], [1, 1]], fails=error, at=at)
+
+
+def test_an_error_of_a_visit_reaches_whoever_leads() -> None:
+    """After the others have come to their end."""
+    ended: list[int] = []
+
+    def visit(place: int) -> None:
+        if place == 1:
+            raise SystemExit(3)
+        ended.append(place)
+
+    with ThreadPoolExecutor(3) as pool, ThreadPoolExecutor(1) as trainers, pytest.raises(SystemExit):
+        Meeting({place: partial(visit, place) for place in range(3)}, 1, pool, trainers).lead(list, list)
+    assert sorted(ended) == [0, 2]
 
 
 def test_elsewhere_a_client_trains_as_ever() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,7 @@ class BatchedGrid(InProcessGrid):
     ) -> None:
         super().__init__(app, nodes, run_config, min(nodes, AT_ONCE))
         self._choices = choices
-        self._slots = threading.BoundedSemaphore(workers)
+        self._slots = workers
         self._trainers = ThreadPoolExecutor(workers, "trainer", initializer=torch.set_num_threads, initargs=(1,))
         self._batched: set[int] = set()
 
@@ -61,16 +60,8 @@ class BatchedGrid(InProcessGrid):
         return {"batched": len(self._batched)}
 
     def _replies_of(self, wave: Sequence[Message], first: int) -> list[Message]:
-        meeting = Meeting(len(wave), self._slots)
-        futures = [
-            self._pool.submit(self._attend, meeting, place, message) for place, message in enumerate(wave, start=first)
-        ]
-        meeting.lead(self._plan, self._train, self._trainers)
-        return [future.result() for future in futures]
-
-    def _attend(self, meeting: Meeting, place: int, message: Message) -> Message:
-        with meeting.attended(place):
-            return self._deliver(message)
+        visits = {place: partial(self._deliver, message) for place, message in enumerate(wave, start=first)}
+        return Meeting(visits, self._slots, self._pool, self._trainers).lead(self._plan, self._train)
 
     def _plan(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Stacks of alike jobs, those of alike length together, as even in size as can be."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import Generic, TypeAlias, TypeVar
 
 from torch import Generator, nn
 from torch.optim import Optimizer
@@ -19,6 +20,7 @@ from fl_sim.together.choice import train_alone
 from fl_sim.together.training import Job
 from fl_sim.training import Fitted, Hook, Objective, Schedule, cross_entropy, fit
 
+T = TypeVar("T")
 Plan: TypeAlias = Callable[[Sequence[Job]], Sequence[Sequence[int]]]
 """Jobs in the clients' order -> positions of those that train together; all others train alone."""
 Train: TypeAlias = Callable[[Sequence[Job]], Sequence[Fitted | None]]
@@ -49,67 +51,106 @@ class _Waiting:
     """What a training with others gave; None: train alone."""
 
 
-class Meeting:
+class Meeting(Generic[T]):
     """Clients at work, of whom no more than there are slots compute at once.
 
     Whoever calls `fit` waits until all others have called it as well or are done; so who trains with whom never
-    depends on who came first.
+    depends on who came first. A slot goes from hand to hand: whoever stops computing starts the next one, and nobody
+    else wakes up for that.
     """
 
-    def __init__(self, members: int, slots: threading.Semaphore) -> None:
-        self._slots = slots
+    def __init__(
+        self, visits: Mapping[int, Callable[[], T]], slots: int, clients: Executor, trainers: Executor
+    ) -> None:
+        self._visits, self._clients, self._trainers = visits, clients, trainers
+        self._done: dict[int, Future[T]] = {place: Future() for place in visits}
         self._change = threading.Condition()
-        self._working = members
+        self._free = slots
+        self._ready: deque[Callable[[], object]] = deque()
+        """What goes on as soon as a slot is free."""
+        self._working = len(visits)
         self._waiting: list[_Waiting] = []
+        self._fault: BaseException | None = None
         self._over = False
 
-    @contextmanager
-    def attended(self, place: int) -> Iterator[None]:
+    def lead(self, plan: Plan, train: Train) -> list[T]:
+        """Until all have left: have those who wait trained, together as `plan` says, and let them go on."""
+        waiting: list[_Waiting] = []
+        try:
+            self._let_go([partial(self._clients.submit, self._attend, place) for place in self._visits])
+            while waiting := self._gathered():
+                stacks = self._trainers.submit(plan, [each.job for each in waiting]).result()
+                with self._change:
+                    self._working += len(waiting)
+                self._let_go(
+                    [waiting[alone].called.set for alone in sorted({*range(len(waiting))}.difference(*stacks))]
+                )
+                together = ([waiting[at] for at in stack] for stack in stacks)
+                self._let_go([partial(self._trainers.submit, self._train, train, stack) for stack in together])
+        except BaseException:
+            self._end([*waiting])
+            raise
+        return [done.result() for done in self._done.values()]
+
+    def _attend(self, place: int) -> None:
         """A client's whole stay; `client_fit()` is this meeting's inside."""
         token = _stand_in.set(self._fit_of(place))
         try:
-            with self._slots:
-                yield
+            self._done[place].set_result(self._visits[place]())
+        except BaseException as error:
+            self._done[place].set_exception(error)
         finally:
             _stand_in.reset(token)
             with self._change:
                 self._left_or_waits()
+            self._pass_on()
 
-    def lead(self, plan: Plan, train: Train, pool: Executor) -> None:
-        """Until all have left: have those who wait trained, together as `plan` says, and let them go on."""
-        waiting: list[_Waiting] = []
+    def _train(self, train: Train, stack: Sequence[_Waiting]) -> None:
         try:
-            while waiting := self._gathered():
-                jobs = [each.job for each in waiting]
-                stacks = pool.submit(plan, jobs).result()
-                with self._change:
-                    self._working += len(waiting)
-                for alone in {*range(len(jobs))}.difference(*stacks):
-                    waiting[alone].called.set()
-                trained = [pool.submit(self._in_slot, train, [jobs[at] for at in stack]) for stack in stacks]
-                for stack, future in zip(stacks, trained, strict=True):
-                    for at, fitted in zip(stack, future.result(), strict=True):
-                        waiting[at].fitted = fitted
-                        waiting[at].called.set()
-        except BaseException:
-            self._end([*waiting])
-            raise
+            for each, fitted in zip(stack, train([each.job for each in stack]), strict=True):
+                each.fitted = fitted
+            self._let_go([each.called.set for each in stack])
+        except BaseException as error:  # it is for whoever leads to raise
+            with self._change:
+                self._fault = error
+                self._change.notify_all()
+        finally:
+            self._pass_on()
 
-    def _in_slot(self, train: Train, jobs: Sequence[Job]) -> Sequence[Fitted | None]:
-        with self._slots:
-            return train(jobs)
+    def _let_go(self, all_: Iterable[Callable[[], object]]) -> None:
+        """Have each go on, when it is its turn."""
+        with self._change:
+            if self._over:
+                return
+            self._ready.extend(all_)
+            now = [self._ready.popleft() for _ in range(min(self._free, len(self._ready)))]
+            self._free -= len(now)
+        for go in now:
+            go()
+
+    def _pass_on(self) -> None:
+        """Give one's slot to the next."""
+        with self._change:
+            if not self._ready:
+                self._free += 1
+                return
+            go = self._ready.popleft()
+        go()
 
     def _end(self, waiting: Sequence[_Waiting]) -> None:
         """Let everyone go who is or will be in `fit`, with an error."""
         with self._change:
             self._over = True
+            self._ready.clear()
             for each in [*self._waiting, *waiting]:
                 each.called.set()
 
     def _gathered(self) -> list[_Waiting]:
         """All that wait, once nobody works; none when all have left."""
         with self._change:
-            self._change.wait_for(lambda: not self._working)
+            self._change.wait_for(lambda: self._fault or not self._working)
+            if self._fault is not None:
+                raise self._fault
             waiting, self._waiting = sorted(self._waiting, key=lambda each: each.job.place), []
             return waiting
 
@@ -148,11 +189,8 @@ class Meeting:
                 raise Interrupted("the run was interrupted")
             self._waiting.append(mine)
             self._left_or_waits()
-        self._slots.release()
-        try:
-            mine.called.wait()
-        finally:
-            self._slots.acquire()
+        self._pass_on()
+        mine.called.wait()
         if self._over:
             raise Interrupted("the run was interrupted")
         return train_alone(job) if mine.fitted is None else mine.fitted

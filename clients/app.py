@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.faults import spoiled
 from fl_sim.build import config_text, world_of
-from fl_sim.engines.records import TensorArray, by_reference, pack, to_tensor, unpack
+from fl_sim.engines.records import TensorArray, by_reference, pack, record_of, to_tensor, unpack
 from fl_sim.engines.replies import header
 from fl_sim.errors import InjectedCrash
 from fl_sim.protocols import ClientContext, ServerPlan, Threatening, Update
@@ -24,13 +24,13 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train the client that the order names, honestly or not, and reply with its update."""
     world = world_of(config_text(context.run_config))
-    order = message.content.config_records["order"]
+    order = record_of(message.content, "order", ConfigRecord)
     client = int(order["client"])  # type: ignore[arg-type]
     round_, attempt = int(order["round"]), int(order["attempt"])  # type: ignore[arg-type]
     fault = world.fault_of(client, round_, attempt).kind
     if fault == "crash":
         raise InjectedCrash(f"client {client} crashes in round {round_}, as faults= says")
-    received = to_tensor(message.content.array_records["model"]["vector"], world.device)
+    received = to_tensor(record_of(message.content, "model", ArrayRecord)["vector"], world.device)
     threatening = _threatening(world, order, message.content) if order["attack"] else None
     actor = world.parts.client if threatening is None else world.parts.attack
     assert actor is not None

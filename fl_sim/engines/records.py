@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_sim.protocols import State
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 class TensorArray(Array):
@@ -41,6 +43,14 @@ class TensorArray(Array):
 TensorArray.__qualname__ = "Array"
 
 
+def record_of(content: RecordDict, name: str, kind: type[R]) -> R:
+    """The record of that name and kind; `content.array_records` and its like would first copy all that it holds."""
+    found = content[name]
+    if not isinstance(found, kind):
+        raise KeyError(name)
+    return found
+
+
 def to_tensor(array: Array, device: torch.device) -> Tensor:
     """An Array's tensor on the device: the very one it holds where it can be had, else a fresh one."""
     if isinstance(array, TensorArray):
@@ -67,5 +77,5 @@ def unpack(records: RecordDict, device: torch.device) -> State:
     """The state that `pack` packed; empty for a client that has remembered nothing."""
     if "tensors" not in records:
         return {}
-    tensors = {name: to_tensor(array, device) for name, array in records.array_records["tensors"].items()}
-    return tensors | cast(dict[str, Any], dict(records.config_records["plain"]))
+    tensors = {name: to_tensor(array, device) for name, array in record_of(records, "tensors", ArrayRecord).items()}
+    return tensors | cast(dict[str, Any], dict(record_of(records, "plain", ConfigRecord)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from fl_sim.acceptance import Reason, Refusal, fault_in, to_another
 from fl_sim.engines.flower import GONE
-from fl_sim.engines.records import to_tensor, unpack
+from fl_sim.engines.records import record_of, to_tensor, unpack
 from fl_sim.protocols import Update
 
 Header = tuple[int, int, int]
@@ -61,7 +61,7 @@ def _misaddressed(reply: Message, order: Header) -> tuple[Reason, str] | None:
     if not reply.content:
         return "empty", "the reply holds nothing"
     try:
-        said = reply.content.config_records["client"]
+        said = record_of(reply.content, "client", ConfigRecord)
         client, round_, attempt = (int(said[key]) for key in ("id", "round", "attempt"))  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         return "malformed", f"the reply does not say what it answers ({_said(error)})"
@@ -76,11 +76,11 @@ def _read(reply: Message, vector: Tensor) -> Update | tuple[Reason, str]:
     if reply.has_error():
         return "raised", reply.error.reason or f"error {reply.error.code}"
     try:
-        arrays = reply.content.array_records["update"]
+        arrays = record_of(reply.content, "update", ArrayRecord)
         if list(arrays) != ["delta"]:
             return "wrong_name", f"the update holds {', '.join(map(str, arrays)) or 'nothing'}; it must hold delta"
         delta = to_tensor(arrays["delta"], vector.device)
-        metrics = reply.content.metric_records["metrics"]
+        metrics = record_of(reply.content, "metrics", MetricRecord)
         update = Update(
             delta=delta,
             samples=int(metrics["num-examples"]),  # type: ignore[arg-type]

@@ -19,10 +19,9 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from storing import store
+from storing import count, json_file, store
 
 SHAPE, CLASSES = (3, 32, 32), 10
 SMALLER: dict[str, dict[str, Any]] = {
@@ -109,18 +108,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rules", nargs="*", help="default: all but flower")
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--clients", type=count, default=100)
     parser.add_argument("--limit", type=float, default=90, help="seconds for two rounds of a rule")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(one(chosen.rules[0], chosen.model, chosen.clients)))
         return
     from fl_sim.composing import choices, conf_folder
 
+    there = [*choices("aggregator", [conf_folder()])]
+    for name in chosen.rules:
+        if name not in there:
+            parser.error(f"{name}: no such rule (there are {', '.join(there)})")
     rows: list[dict[str, Any]] = []
-    for name in chosen.rules or [each for each in choices("aggregator", [conf_folder()]) if each != "flower"]:
+    for name in chosen.rules or [each for each in there if each != "flower"]:
         command = [sys.executable, __file__, name, "--one", "--model", chosen.model, "--clients", str(chosen.clients)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=chosen.limit)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storing import count, json_file
 
 from fl_sim import execution
 from fl_sim.composing import compose_config
@@ -91,9 +92,9 @@ def provenance() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds a run, besides the first")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--rounds", type=count, default=4, help="rounds a run, besides the first")
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("-o", "--output", type=json_file)
     options = parser.parse_args()
     torch.set_num_threads(1)
     about = provenance()

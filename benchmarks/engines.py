@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from storing import count, json_file
+
 COMMON = (
     "attack=none",
     "eraser=none",
@@ -286,9 +288,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that is installed")
-    parser.add_argument("--rounds", type=int, help="measured rounds after the first")
-    parser.add_argument("--repeats", type=int, help=f"default: {REPEATS}")
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("--rounds", type=count, help="measured rounds after the first")
+    parser.add_argument("--repeats", type=count, help=f"default: {REPEATS}")
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from storing import count, json_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fl_sim.attention import distillation
@@ -203,10 +203,10 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--erasers", nargs="*", default=[n for n in choices("eraser", [conf_folder()]) if n != "none"])
     parser.add_argument("--share", type=float, default=0.05, help="the share of each eraser's epochs and steps to run")
-    parser.add_argument("--steps", type=int, default=20, help="of each repeat of the distillation stage")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=count, default=20, help="of each repeat of the distillation stage")
+    parser.add_argument("--repeats", type=count, default=5)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("-o", "--output", type=Path, default=None)
+    parser.add_argument("-o", "--output", type=json_file, default=None)
     asked = parser.parse_args()
     results: dict[str, Any] = {"meta": provenance("cpu", {}, ["benchmarks/erasing.py"])}
     results["meta"] |= {"threads": torch.get_num_threads(), "asked": {**vars(asked), "output": str(asked.output)}}

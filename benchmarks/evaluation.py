@@ -12,10 +12,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from storing import store
+from storing import count, json_file, store
 
 from fl_sim.build import to_text, world_of
 from fl_sim.composing import compose_config
@@ -64,8 +63,8 @@ def measured(overrides: list[str], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("--repeats", type=count, default=7)
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     result = {}

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from engines import bare
-from storing import store
+from storing import count, json_file, store
 from torch.profiler import ProfilerActivity, profile
 
 from clients.local.sgd import Sgd
@@ -168,9 +168,9 @@ def measured(case: str, rounds: int, small: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="how many are timed")
+    parser.add_argument("--rounds", type=count, default=5, help="how many are timed")
     parser.add_argument("--small", action="store_true", help="cut down, for a machine without a GPU")
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     chosen = parser.parse_args()
     if not (chosen.small or torch.cuda.is_available()):
         raise SystemExit("no GPU here; --small runs the same code cut down")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from storing import store
+from storing import count, json_file, store
 
 OURS = {
     "bare": (),
@@ -149,11 +149,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", choices=[*engines.CASES, []], help="default: all")
     parser.add_argument("--ways", nargs="+", choices=[*OURS, *OTHERS], help="default: all that is installed")
-    parser.add_argument("--workers", type=int, default=1, help="of what has workers: Flower, BlazeFL, batched")
-    parser.add_argument("--rounds", type=int, help="measured rounds after the first")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=count, default=1, help="of what has workers: Flower, BlazeFL, batched")
+    parser.add_argument("--rounds", type=count, help="measured rounds after the first")
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--check", action="store_true", help="count steps and samples instead of measuring")
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     parser.add_argument("--way", choices=[*OURS, *OTHERS], help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     chosen = parser.parse_args()

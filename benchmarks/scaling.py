@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from storing import store
+from storing import count, json_file, store
 
 QUIET = ["attack=none", "eraser=none", "erasing=never", "eval.every=1000", "checkpoint.every=1000", "data=synthetic"]
 SMALL = ["data.image_size=8", "data.channels=1", "data.test_samples=100", "data.augment.crop=0", "partition=iid"]
@@ -119,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = {"population": population, "cohort": cohort, "model": model, "rounds": rounds}
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="default: all")
-    parser.add_argument("--most", type=int, default=100_000, help="leaves larger populations and cohorts out")
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file")
+    parser.add_argument("--most", type=count, default=100_000, help="leaves larger populations and cohorts out")
+    parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     result = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -9,6 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.folder import provenance
+
+
+def count(text: str) -> int:
+    """A number of rounds and the like, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 on")
+    return int(text)
+
+
+def json_file(text: str) -> Path:
+    """A file for the numbers: that it can be written is looked at before anything is measured."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: can't be written")
+    return path
 
 
 def store(output: Path | None, **content: Any) -> None:

@@ -30,7 +30,7 @@ test-lowest:
 bench: $(VENV)/.installed-bench
 	mkdir -p bench
 	$(BIN)/python benchmarks/engines.py -o bench/engines.json
-	$(BIN)/python benchmarks/batched.py --rounds 3 --repeats 2 -o bench/batched.json
+	$(BIN)/python benchmarks/batched.py --rounds 3 --repeats 1 -o bench/batched.json
 	$(BIN)/python benchmarks/scaling.py -o bench/scaling.json
 	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.05 -o bench/erasing.json
 	$(BIN)/python benchmarks/aggregators.py -o bench/aggregators.json

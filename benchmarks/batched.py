@@ -91,11 +91,12 @@ def provenance() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--rounds", type=count, default=4, help="rounds a run, besides the first")
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("-o", "--output", type=json_file)
     options = parser.parse_args()
+    options.cases = options.cases or list(CASES)
     torch.set_num_threads(1)
     about = provenance()
     runs: list[dict[str, Any]] = []

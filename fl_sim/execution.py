@@ -93,9 +93,22 @@ def start(config: Config, folder: Path, argv: list[str], execute: Execute = on_i
 
 def _begin(config: Config, world: World, folder: Path, argv: list[str], execute: Execute) -> dict[str, Any]:
     # The configuration last: where it is, a run can be resumed, and META says which kind of run.
-    write_json(folder / META, provenance(str(world.device), dict(config["seeds"]), argv))
+    meta = provenance(str(world.device), dict(config["seeds"]), argv) | {"may_vary": _may_vary(config, world)}
+    write_json(folder / META, meta)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return _to_end(config, world, folder, execute)
+
+
+def _may_vary(config: Config, world: World) -> list[str]:
+    """The settings for which the same command, run again on this machine, may come to other numbers."""
+    engine, timeout = config["engine"], config.get("timeout")
+    found = {
+        "engine.deterministic=false": not engine.get("deterministic", True) and world.device.type != "cpu",
+        "engine.clients=auto": engine.get("clients") == "auto",  # which is measured; other stacks, other last bits
+        f"timeout={timeout}": timeout is not None,
+        f"erasing={config[CHOICES]['erasing']}": getattr(world.parts.erasing, "by_clock", False),
+    }
+    return [setting for setting, varies in found.items() if varies]
 
 
 def resume(folder: Path, execute: Execute = on_its_engine) -> dict[str, Any]:

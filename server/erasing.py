@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import median
+from typing import ClassVar
 
 from fl_sim.errors import require
 from fl_sim.protocols import Decision, Signals
@@ -137,6 +138,7 @@ class Budget(Watchful):
     nothing: a dear one is paid for by a longer wait. A clock decides: the same seed need not erase in the same rounds.
     """
 
+    by_clock: ClassVar[bool] = True
     share: float = 0.1
     seconds: float | None = None
 

@@ -253,7 +253,11 @@ def test_larger_cohorts_come_in_waves(grid: BatchedGrid, monkeypatch: pytest.Mon
 
 
 def meet(
-    visits: Sequence[Sequence[int]], slots: int = 1, fails: type[BaseException] | None = None, at: str = "plan"
+    visits: Sequence[Sequence[int]],
+    slots: int = 1,
+    fails: type[BaseException] | None = None,
+    at: str = "plan",
+    alone: Sequence[int] = (),
 ) -> list[list[int]]:
     """Clients that train a given number of epochs, one `fit` after the other; which places met at each planning.
 
@@ -292,7 +296,9 @@ def meet(
     with ThreadPoolExecutor(max(len(visits), 1)) as pool, ThreadPoolExecutor(slots) as trainers:
         stays = {place: partial(client, place) for place in range(len(visits))}
         try:
-            assert Meeting(stays, slots, pool, trainers).lead(plan, train) == list(range(len(visits)))
+            assert Meeting(stays, slots, pool, trainers, lambda job: job.place in alone).lead(plan, train) == list(
+                range(len(visits))
+            )
         finally:
             pool.shutdown()
             if fails is not None:
@@ -307,6 +313,7 @@ def test_who_meets_whom_depends_on_no_clock(slots: int) -> None:
     for _ in range(3):
         assert meet(visits, slots) == [[0, 1, 3], [1, 3], [1]]
     assert meet([[], []], slots) == []
+    assert meet(visits, slots, alone=[1]) == [[0, 3], [3]]  # nobody waits for whom, nor does it wait for anybody
 
 
 @pytest.mark.parametrize("at", ["plan", "train"])
@@ -327,7 +334,7 @@ def test_an_error_of_a_visit_reaches_whoever_leads() -> None:
         ended.append(place)
 
     with ThreadPoolExecutor(3) as pool, ThreadPoolExecutor(1) as trainers, pytest.raises(SystemExit):
-        Meeting({place: partial(visit, place) for place in range(3)}, 1, pool, trainers).lead(list, list)
+        Meeting({place: partial(visit, place) for place in range(3)}, 1, pool, trainers, bool).lead(list, list)
     assert sorted(ended) == [0, 2]
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,18 @@ def test_the_provenance_says_what_it_takes_to_run_this_again(finished: Path) -> 
     assert meta["device"] in ("cpu", "cuda:0")
     assert meta["python"].startswith("3.")
     assert {"commit", "platform", "processor", "started"} <= meta.keys()
+    assert meta["may_vary"] == []
+
+
+def test_a_run_says_what_a_second_one_may_differ_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks and measurements that decide; on a CPU `engine.deterministic=false` changes nothing."""
+    words = ["engine=batched", "engine.deterministic=false", "erasing=budget", "eraser=fine_tune"]
+    monkeypatch.setattr(execution, "on_its_engine", lambda *_: None)
+    monkeypatch.setattr(execution, "_to_end", lambda *_: {})
+    folder = tiny.run(tmp_path / "run", *words)
+    assert json.loads((folder / "meta.json").read_text())["may_vary"] == ["engine.clients=auto", "erasing=budget"]
+    world = SimpleNamespace(device=torch.device("cuda"), parts=SimpleNamespace(erasing=None))
+    assert execution._may_vary(tiny.tiny("engine.deterministic=false"), world) == ["engine.deterministic=false"]
 
 
 def test_the_curves_are_a_picture_of_a_sane_size(finished: Path) -> None:

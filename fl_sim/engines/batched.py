@@ -20,7 +20,7 @@ from fl_sim.errors import require
 from fl_sim.folder import read_json, write_json
 from fl_sim.together.choice import Choices
 from fl_sim.together.meeting import Meeting
-from fl_sim.together.training import Job, likeness, train_together
+from fl_sim.together.training import Job, train_together
 from fl_sim.training import Fitted
 
 AT_ONCE = 256
@@ -61,13 +61,14 @@ class BatchedGrid(InProcessGrid):
 
     def _replies_of(self, wave: Sequence[Message], first: int) -> list[Message]:
         visits = {place: partial(self._deliver, message) for place, message in enumerate(wave, start=first)}
-        return Meeting(visits, self._slots, self._pool, self._trainers).lead(self._plan, self._train)
+        meeting = Meeting(visits, self._slots, self._pool, self._trainers, lambda job: self._choices.is_alone(job.kind))
+        return meeting.lead(self._plan, self._train)
 
     def _plan(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Stacks of alike jobs, those of alike length together, as even in size as can be."""
         kinds: dict[Hashable, list[int]] = defaultdict(list)
         for at, job in enumerate(jobs):
-            if (kind := likeness(job)) is not None:
+            if (kind := job.kind) is not None:
                 kinds[kind].append(at)
         stacks = []
         for kind, members in kinds.items():

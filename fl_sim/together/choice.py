@@ -56,14 +56,22 @@ class Choices:
     ) -> None:
         self._clients, self._workers, self._note = clients, workers, note
         self._made = {kind: Choice(**values) for kind, values in known.items()}
+        self._found: dict[Hashable, int] = {}
 
     def clients_of(self, likeness: Hashable, jobs: Sequence[Job]) -> int:
         """How many of these jobs, alike, are trained as one."""
+        if likeness in self._found:
+            return self._found[likeness]
         kind = hashlib.sha256(repr(likeness).encode()).hexdigest()[:16]
         if kind not in self._made:
             self._made[kind] = self._choose(sorted(jobs, key=lambda job: job.size))
             self._note({name: asdict(choice) for name, choice in self._made.items()})
-        return self._made[kind].clients
+        self._found[likeness] = self._made[kind].clients
+        return self._found[likeness]
+
+    def is_alone(self, likeness: Hashable | None) -> bool:
+        """Whether a job is known to train by itself, so that nobody need wait for it, nor it for anybody."""
+        return likeness is None or self._found.get(likeness) == 1
 
     def _choose(self, jobs: Sequence[Job]) -> Choice:
         first = jobs[0]

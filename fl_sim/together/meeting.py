@@ -54,15 +54,20 @@ class _Waiting:
 class Meeting(Generic[T]):
     """Clients at work, of whom no more than there are slots compute at once.
 
-    Whoever calls `fit` waits until all others have called it as well or are done; so who trains with whom never
-    depends on who came first. A slot goes from hand to hand: whoever stops computing starts the next one, and nobody
-    else wakes up for that.
+    Whoever calls `fit` waits until all others have called it as well or are done, unless it is to train alone anyway;
+    so who trains with whom never depends on who came first. A slot goes from hand to hand: whoever stops computing
+    starts the next one, and nobody else wakes up for that.
     """
 
     def __init__(
-        self, visits: Mapping[int, Callable[[], T]], slots: int, clients: Executor, trainers: Executor
+        self,
+        visits: Mapping[int, Callable[[], T]],
+        slots: int,
+        clients: Executor,
+        trainers: Executor,
+        alone: Callable[[Job], bool],
     ) -> None:
-        self._visits, self._clients, self._trainers = visits, clients, trainers
+        self._visits, self._clients, self._trainers, self._alone = visits, clients, trainers, alone
         self._done: dict[int, Future[T]] = {place: Future() for place in visits}
         self._change = threading.Condition()
         self._free = slots
@@ -183,6 +188,8 @@ class Meeting(Generic[T]):
         return fit_together
 
     def _trained(self, job: Job) -> Fitted:
+        if self._alone(job):
+            return train_alone(job)
         mine = _Waiting(job)
         with self._change:
             if self._over:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ class Job:
     @property
     def steps(self) -> int:
         return max(self.epochs * len(batch_sizes(len(self.samples), self.batch_size)), self.min_steps)
+
+    @cached_property
+    def kind(self) -> Hashable | None:
+        """Its likeness, as it was when somebody first asked."""
+        return likeness(self)
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -75,25 +75,25 @@ class Meeting(Generic[T]):
         """What goes on as soon as a slot is free."""
         self._working = len(visits)
         self._waiting: list[_Waiting] = []
+        self._calls: list[threading.Event] = []
+        """Of all who ever waited: an interruption may come between any two lines."""
         self._fault: BaseException | None = None
         self._over = False
 
     def lead(self, plan: Plan, train: Train) -> list[T]:
         """Until all have left: have those who wait trained, together as `plan` says, and let them go on."""
-        waiting: list[_Waiting] = []
         try:
             self._let_go([partial(self._clients.submit, self._attend, place) for place in self._visits])
             while waiting := self._gathered():
                 stacks = self._trainers.submit(plan, [each.job for each in waiting]).result()
                 with self._change:
                     self._working += len(waiting)
-                self._let_go(
-                    [waiting[alone].called.set for alone in sorted({*range(len(waiting))}.difference(*stacks))]
-                )
+                alone = sorted({*range(len(waiting))}.difference(*stacks))
+                self._let_go([waiting[at].called.set for at in alone])
                 together = ([waiting[at] for at in stack] for stack in stacks)
                 self._let_go([partial(self._trainers.submit, self._train, train, stack) for stack in together])
         except BaseException:
-            self._end([*waiting])
+            self._end()
             raise
         return [done.result() for done in self._done.values()]
 
@@ -142,13 +142,13 @@ class Meeting(Generic[T]):
             go = self._ready.popleft()
         go()
 
-    def _end(self, waiting: Sequence[_Waiting]) -> None:
+    def _end(self) -> None:
         """Let everyone go who is or will be in `fit`, with an error."""
         with self._change:
             self._over = True
             self._ready.clear()
-            for each in [*self._waiting, *waiting]:
-                each.called.set()
+            for call in self._calls:
+                call.set()
 
     def _gathered(self) -> list[_Waiting]:
         """All that wait, once nobody works; none when all have left."""
@@ -188,12 +188,13 @@ class Meeting(Generic[T]):
         return fit_together
 
     def _trained(self, job: Job) -> Fitted:
-        if self._alone(job):
+        if self._alone(job) and not self._over:
             return train_alone(job)
         mine = _Waiting(job)
         with self._change:
             if self._over:
                 raise Interrupted("the run was interrupted")
+            self._calls.append(mine.called)
             self._waiting.append(mine)
             self._left_or_waits()
         self._pass_on()

@@ -22,7 +22,7 @@ def count(text: str) -> int:
 def json_file(text: str) -> Path:
     """A file for the numbers: that it can be written is looked at before anything is measured."""
     path = Path(text)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text}: can't be written")
     return path
 

@@ -237,7 +237,7 @@ def describe(group: str, folders: Sequence[Path]) -> list[tuple[str, str, str, s
                 sentence = f"({error})"  # one choice that can't be imported must not hide the others
         else:
             # Hydra wants a preset's package on its first line; what it is stands in the comment after it.
-            words = [line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+            words = [line.strip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
             sentence = next((line for line in words if not line.startswith("@package")), "")
         rows.append((name, " ".join(sentence.split()), section.get("paper", ""), section.get("fidelity", "")))
     return rows

@@ -212,7 +212,8 @@ def _chosen(
     sections = {}
     for override in overrides if len(folders) == 1 else ():
         path = choices(str(override.key_or_group), folders).get(str(override.value()))
-        if override.type is OverrideType.CHANGE and override.package is None and path is not None:
+        plain = override.type is OverrideType.CHANGE and override.package is None
+        if plain and override.key_or_group in GROUPS and path is not None:
             sections[str(override.key_or_group)] = _section(path, state)
     if len(sections) < len(overrides) or None in sections.values():
         return _by_hydra(tuple(str(each.input_line) for each in overrides), state)
@@ -225,7 +226,9 @@ def _chosen(
 def _section(path: Path, state: tuple[Any, ...]) -> Config | None:
     """What a choice puts into its group's section, with its interpolations; None if it says more than that."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    plain = isinstance(content, dict) and "defaults" not in content and "@package" not in path.read_text()
+    plain = (
+        isinstance(content, dict) and "defaults" not in content and "@package" not in path.read_text(encoding="utf-8")
+    )
     return dict(content) if plain else None
 
 

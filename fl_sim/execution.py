@@ -47,6 +47,8 @@ def prepare(config: Config, *, fresh: bool = True, foreign: bool = False) -> Wor
             world.parts.engine.check_machine(world.parts.settings.device)
         if fresh:
             world.initial_model()  # finds a bad `init` now; a checkpoint holds all that it gave
+    except RunError:
+        raise
     except (MemoryError, RuntimeError) as error:
         if "memory" not in f"{type(error).__name__} {error}".lower():
             raise
@@ -93,21 +95,26 @@ def start(config: Config, folder: Path, argv: list[str], execute: Execute = on_i
 
 def _begin(config: Config, world: World, folder: Path, argv: list[str], execute: Execute) -> dict[str, Any]:
     # The configuration last: where it is, a run can be resumed, and META says which kind of run.
-    meta = provenance(str(world.device), dict(config["seeds"]), argv) | {"may_vary": _may_vary(config, world)}
+    varying = _may_vary(config, world, central="central" in argv[1:2])
+    meta = provenance(str(world.device), dict(config["seeds"]), argv) | {"may_vary": varying}
     write_json(folder / META, meta)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    return _to_end(config, world, folder, execute)
+    try:
+        return _to_end(config, world, folder, execute)
+    except FolderError as error:  # nobody gave this folder: something has spoilt it meanwhile
+        raise RunError(str(error)) from error
 
 
-def _may_vary(config: Config, world: World) -> list[str]:
+def _may_vary(config: Config, world: World, *, central: bool) -> list[str]:
     """The settings for which the same command, run again on this machine, may come to other numbers."""
     engine, timeout = config["engine"], config.get("timeout")
-    found = {
-        "engine.deterministic=false": not engine.get("deterministic", True) and world.device.type != "cpu",
-        "engine.clients=auto": engine.get("clients") == "auto",  # which is measured; other stacks, other last bits
-        f"timeout={timeout}": timeout is not None,
-        f"erasing={config[CHOICES]['erasing']}": getattr(world.parts.erasing, "by_clock", False),
-    }
+    found = {"engine.deterministic=false": not engine.get("deterministic", True) and world.device.type != "cpu"}
+    if not central:
+        found |= {
+            "engine.clients=auto": engine.get("clients") == "auto",  # which is measured; other stacks, other last bits
+            f"timeout={timeout}": timeout is not None,
+            f"erasing={config[CHOICES]['erasing']}": getattr(world.parts.erasing, "by_clock", False),
+        }
     return [setting for setting, varies in found.items() if varies]
 
 

@@ -69,7 +69,7 @@ def circumstances(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not then:
         return ["the folder does not say with which versions and on which device it ran"]
     flat = [{**each, **(each["packages"] if isinstance(each.get("packages"), dict) else {})} for each in (then, now)]
-    told = set(flat[1]) - {"packages", "argv", "started", "seeds"}
+    told = set(flat[1]) - {"packages", "argv", "started", "seeds", "may_vary", "batched"}
     return [
         f"{key}: then {flat[0].get(key)}, now {flat[1].get(key)}"
         for key in sorted(told)

@@ -156,8 +156,10 @@ def locate(target: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError("_target_", target, f"can't be imported ({error})") from error
+    except Exception as error:  # whatever a user's module does on import
+        usual = isinstance(error, ImportError | AttributeError | ValueError)
+        reason = " ".join(f"{'' if usual else f'{type(error).__name__}: '}{error}".split())
+        raise ConfigError("_target_", target, f"can't be imported ({reason})") from error
     require(callable(found), "_target_", target, "is neither a class nor a function")
     return found
 

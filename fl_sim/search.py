@@ -206,7 +206,10 @@ def judged(search: Search, params: Mapping[str, str], outcomes: Sequence[Outcome
     for outcome in outcomes:
         if outcome.summary is None:
             return Trial(params, None, outcome.state)
-        row = [_value(name, outcome) for name in search.names]
+        try:
+            row = [_value(name, outcome) for name in search.names]
+        except FolderError as error:
+            return Trial(params, None, str(error))
         if any(value is None for value in row):
             missing = search.names[row.index(None)]
             return Trial(params, None, f"the run has recorded no {missing}")

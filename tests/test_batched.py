@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,8 @@ from toys import seeded, small_model, spotted
 from fl_sim import execution
 from fl_sim.composing import compose_config
 from fl_sim.engines import batched
-from fl_sim.engines.batched import BatchedGrid
+from fl_sim.engines.batched import Batched, BatchedGrid
+from fl_sim.errors import FolderError, RunError
 from fl_sim.rounds import Federation
 from fl_sim.samples import Samples
 from fl_sim.together.choice import Choices
@@ -249,6 +251,9 @@ def test_larger_cohorts_come_in_waves(grid: BatchedGrid, monkeypatch: pytest.Mon
     )
 
 
+KEYS = ("model", "batch_size", "optimizer", "clients", "reason")
+
+
 # The meeting ----------------------------------------------------------------------------------------------------------
 
 
@@ -341,3 +346,26 @@ def test_an_error_of_a_visit_reaches_whoever_leads() -> None:
 def test_elsewhere_a_client_trains_as_ever() -> None:
     """Outside a meeting there is nobody to wait for: under the other engines, or where a client is called directly."""
     assert client_fit() is fit
+
+
+@pytest.mark.parametrize("entry", [{"x": 5}, [], 3, {"x": {"clients": 2}}, {"x": dict.fromkeys(KEYS, "4")}])
+def test_damaged_choices_are_said(entry: Any, tmp_path: Path) -> None:
+    """A resumed run takes them from `meta.json`."""
+    (tmp_path / "meta.json").write_text(json.dumps({"batched": entry}))
+    with pytest.raises(FolderError, match="its entry 'batched' is damaged"):
+        Batched().grid(ClientApp(), 2, {"folder": str(tmp_path)}, 1)
+
+
+def test_no_thread_for_a_client_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a user may have so many only; whoever has a thread already is let go."""
+    begun: list[int] = []
+
+    def start(self: threading.Thread, original: Any = threading.Thread.start) -> None:
+        begun.append(1)
+        if len(begun) > 3:
+            raise RuntimeError("can't start new thread")
+        original(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RunError, match=r"no thread for another client of the round \(can't start new thread\)"):
+        meet([[1]] * 6)

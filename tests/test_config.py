@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +75,7 @@ def test_what_is_put_together_is_what_hydra_composes(few: int) -> None:
     alone = [[f"{group}={name}"] for group, name in map(choice, YAMLS[:: len(YAMLS) // few])]
     pairs = [one + other for one, other in zip(alone, alone[2:], strict=False) if one[0][:5] != other[0][:5]]
     cases = [*alone, *pairs, ["experiment=nad_table", "eraser=anp"], ["+eraser=anp"], ["attack=dba", "attack=none"]]
+    cases += [["launcher=joblib"]]
 
     def composed() -> list[str]:
         found = []
@@ -690,3 +694,31 @@ def test_a_key_of_many_parts_is_refused_in_a_line() -> None:
         with pytest.raises(ConfigError, match="no key has more than 255 characters") as caught:
             compose_config([f"{begin}{'.b' * 3000}=1"])
         assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("def", "SyntaxError"), ("1 / 0", "ZeroDivisionError"), ("import nope", "nope")]
+)
+@pytest.mark.parametrize(
+    ("word", "key"), [("+engine.client_app=broken:app", "engine.client_app"), ("+x", "eraser._target_")]
+)
+def test_what_a_users_module_raises_on_import_is_said(
+    line: str, said: str, word: str, key: str, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the one line, whatever it is."""
+    (cwd / "broken.py").write_text(f"{line}\n")
+    monkeypatch.syspath_prepend(cwd)
+    words = [word] if word != "+x" else ["eraser=fine_tune", "eraser._target_=broken.Eraser"]
+    with pytest.raises(ConfigError, match=said) as caught:
+        build(compose_config(words))
+    assert caught.value.key == key
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_read_as_they_are_written_whatever_the_locale(tmp_path: Path) -> None:
+    """Some hold names of people: é and the like."""
+    code = "import sys; from fl_sim.cli import main; sys.exit(main(['list', 'trigger']) or main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-X", "utf8=0", "-c", code, "run", "trigger=sig", "eraser=pbe", "--cfg"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -142,7 +142,8 @@ def test_a_run_says_what_a_second_one_may_differ_by(tmp_path: Path, monkeypatch:
     folder = tiny.run(tmp_path / "run", *words)
     assert json.loads((folder / "meta.json").read_text())["may_vary"] == ["engine.clients=auto", "erasing=budget"]
     world = SimpleNamespace(device=torch.device("cuda"), parts=SimpleNamespace(erasing=None))
-    assert execution._may_vary(tiny.tiny("engine.deterministic=false"), world) == ["engine.deterministic=false"]
+    config = tiny.tiny("engine=batched", "engine.deterministic=false")
+    assert execution._may_vary(config, world, central=True) == ["engine.deterministic=false"]
 
 
 def test_the_curves_are_a_picture_of_a_sane_size(finished: Path) -> None:

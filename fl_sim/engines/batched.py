@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fl_sim.engines.inprocess import InProcess, InProcessGrid
-from fl_sim.errors import require
+from fl_sim.errors import FolderError, require
 from fl_sim.folder import read_json, write_json
 from fl_sim.together.choice import Choices
 from fl_sim.together.meeting import Meeting
@@ -38,7 +38,7 @@ class BatchedGrid(InProcessGrid):
     def __init__(
         self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int, choices: Choices
     ) -> None:
-        super().__init__(app, nodes, run_config, min(nodes, AT_ONCE))
+        super().__init__(app, nodes, run_config, AT_ONCE)
         self._choices = choices
         self._slots = workers
         self._trainers = ThreadPoolExecutor(workers, "trainer", initializer=torch.set_num_threads, initargs=(1,))
@@ -123,8 +123,12 @@ class Batched(InProcess):
 
     def grid(self, app: ClientApp, nodes: int, run_config: Mapping[str, str], workers: int) -> InProcessGrid:
         meta = Path(run_config["folder"]) / "meta.json"
-        known: Mapping[str, Any] = read_json(meta).get(CHOICES, {}) if meta.exists() else {}
-        return BatchedGrid(app, nodes, run_config, workers, Choices(self.clients, workers, known, _noting(meta)))
+        known = read_json(meta).get(CHOICES, {}) if meta.exists() else {}
+        try:
+            choices = Choices(self.clients, workers, known, _noting(meta))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FolderError(f"can't read {meta}: its entry {CHOICES!r} is damaged") from error
+        return BatchedGrid(app, nodes, run_config, workers, choices)
 
 
 def _noting(meta: Path) -> Callable[[dict[str, Any]], None]:

@@ -22,7 +22,7 @@ from fl_sim.captured import Captured
 from fl_sim.engines.flower import empty_run, identify, set_message_id
 from fl_sim.engines.numerics import serving
 from fl_sim.engines.records import pack, unpack
-from fl_sim.errors import require
+from fl_sim.errors import ConfigError, require
 from fl_sim.models.classifier import Compute, Precision
 from fl_sim.protocols import State
 from fl_sim.together.meeting import stand_in
@@ -164,11 +164,13 @@ def check_apps(engine: Apps) -> None:
     ):
         if reference == own:  # which would import all of it
             continue
+        wanted = f"must name a {kind.__name__} as module:name"
         try:
             usable = isinstance(load_app(reference), kind)
-        except (ImportError, AttributeError, TypeError, ValueError):  # TypeError: of a name that begins with a dot
-            usable = False
-        require(usable, key, reference, f"must name a {kind.__name__} as module:name")
+        except Exception as error:  # whatever a user's module does on import
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(key, reference, f"{wanted} ({reason})") from error
+        require(usable, key, reference, wanted)
 
 
 class Apps(Protocol):

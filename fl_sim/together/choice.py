@@ -43,6 +43,10 @@ class Choice:
     seconds: dict[str, float] = field(default_factory=dict)
     """What each number of clients needed for a client's step, as far as it was tried."""
 
+    def __post_init__(self) -> None:
+        if type(self.clients) is not int or self.clients < 1:  # read from a file
+            raise ValueError(f"clients={self.clients!r} is no number of clients")
+
 
 class Choices:
     """The choices of a run, made when jobs of a kind first turn up, and kept for the rest of it."""
@@ -56,22 +60,26 @@ class Choices:
     ) -> None:
         self._clients, self._workers, self._note = clients, workers, note
         self._made = {kind: Choice(**values) for kind, values in known.items()}
-        self._found: dict[Hashable, int] = {}
+        self._kinds: dict[Hashable, str] = {}
 
     def clients_of(self, likeness: Hashable, jobs: Sequence[Job]) -> int:
         """How many of these jobs, alike, are trained as one."""
-        if likeness in self._found:
-            return self._found[likeness]
-        kind = hashlib.sha256(repr(likeness).encode()).hexdigest()[:16]
+        kind = self._kind_of(likeness)
         if kind not in self._made:
             self._made[kind] = self._choose(sorted(jobs, key=lambda job: job.size))
             self._note({name: asdict(choice) for name, choice in self._made.items()})
-        self._found[likeness] = self._made[kind].clients
-        return self._found[likeness]
+        return self._made[kind].clients
 
     def is_alone(self, likeness: Hashable | None) -> bool:
         """Whether a job is known to train by itself, so that nobody need wait for it, nor it for anybody."""
-        return likeness is None or self._found.get(likeness) == 1
+        made = self._made.get(self._kind_of(likeness)) if likeness is not None else None
+        return likeness is None or (made is not None and made.clients == 1)
+
+    def _kind_of(self, likeness: Hashable) -> str:
+        """The name under which a choice is noted: the same in every process."""
+        if likeness not in self._kinds:
+            self._kinds[likeness] = hashlib.sha256(repr(likeness).encode()).hexdigest()[:16]
+        return self._kinds[likeness]
 
     def _choose(self, jobs: Sequence[Job]) -> Choice:
         first = jobs[0]

@@ -9,11 +9,14 @@ from concurrent.futures import Executor, Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
 from torch import Generator, nn
 from torch.optim import Optimizer
 
+from fl_sim.errors import RunError
+from fl_sim.interruption import undisturbed
 from fl_sim.protocols import Fit
 from fl_sim.samples import Samples
 from fl_sim.together.choice import train_alone
@@ -69,31 +72,35 @@ class Meeting(Generic[T]):
     ) -> None:
         self._visits, self._clients, self._trainers, self._alone = visits, clients, trainers, alone
         self._done: dict[int, Future[T]] = {place: Future() for place in visits}
-        self._change = threading.Condition()
+        self._lock = threading.Lock()
         self._free = slots
         self._ready: deque[Callable[[], object]] = deque()
         """What goes on as soon as a slot is free."""
         self._working = len(visits)
         self._waiting: list[_Waiting] = []
         self._calls: list[threading.Event] = []
-        """Of all who ever waited: an interruption may come between any two lines."""
-        self._fault: BaseException | None = None
+        """Of all who ever waited."""
+        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        """What whoever leads waits for: that all have left, or a fault."""
         self._over = False
 
     def lead(self, plan: Plan, train: Train) -> list[T]:
-        """Until all have left: have those who wait trained, together as `plan` says, and let them go on."""
+        """Until all have left: have those who wait trained, together as `plan` says, and let them go on.
+
+        What each visit gave. An interruption comes while nothing is held, or waits.
+        """
+        if not self._visits:
+            return []
+        self._plan, self._train = plan, train
         try:
-            self._let_go([partial(self._clients.submit, self._attend, place) for place in self._visits])
-            while waiting := self._gathered():
-                stacks = self._trainers.submit(plan, [each.job for each in waiting]).result()
-                with self._change:
-                    self._working += len(waiting)
-                alone = sorted({*range(len(waiting))}.difference(*stacks))
-                self._let_go([waiting[at].called.set for at in alone])
-                together = ([waiting[at] for at in stack] for stack in stacks)
-                self._let_go([partial(self._trainers.submit, self._train, train, stack) for stack in together])
+            with undisturbed():
+                self._let_go([partial(self._clients.submit, self._attend, place) for place in self._visits])
+            fault = self._ended.get()
+            if fault is not None:
+                raise fault
         except BaseException:
-            self._end()
+            with undisturbed():
+                self._end()
             raise
         return [done.result() for done in self._done.values()]
 
@@ -106,64 +113,81 @@ class Meeting(Generic[T]):
             self._done[place].set_exception(error)
         finally:
             _stand_in.reset(token)
-            with self._change:
-                self._left_or_waits()
-            self._pass_on()
+            self._stop(None)
 
-    def _train(self, train: Train, stack: Sequence[_Waiting]) -> None:
+    def _stop(self, mine: _Waiting | None) -> None:
+        """A client waits, or has left; the last one at work sees to it that those who wait go on."""
+        with self._lock:
+            if mine is not None:
+                if self._over:
+                    raise Interrupted("the run was interrupted")
+                self._calls.append(mine.called)
+                self._waiting.append(mine)
+            self._working -= 1
+            last, anyone = not self._working, bool(self._waiting)
+        if last and anyone:
+            self._begin(partial(self._trainers.submit, self._go_on))
+        elif last:
+            self._ended.put(None)
+        self._pass_on()
+
+    def _go_on(self) -> None:
+        """All wait who have not left."""
         try:
-            for each, fitted in zip(stack, train([each.job for each in stack]), strict=True):
+            with self._lock:
+                waiting, self._waiting = sorted(self._waiting, key=lambda each: each.job.place), []
+                self._working += len(waiting)
+            stacks = self._plan([each.job for each in waiting])
+            alone = sorted({*range(len(waiting))}.difference(*stacks))
+            self._let_go([waiting[at].called.set for at in alone])
+            together = ([waiting[at] for at in stack] for stack in stacks)
+            self._let_go([partial(self._trainers.submit, self._train_stack, stack) for stack in together])
+        except BaseException as error:  # it is for whoever leads to raise
+            self._ended.put(error)
+
+    def _train_stack(self, stack: Sequence[_Waiting]) -> None:
+        try:
+            for each, fitted in zip(stack, self._train([each.job for each in stack]), strict=True):
                 each.fitted = fitted
             self._let_go([each.called.set for each in stack])
-        except BaseException as error:  # it is for whoever leads to raise
-            with self._change:
-                self._fault = error
-                self._change.notify_all()
+        except BaseException as error:
+            self._ended.put(error)
         finally:
             self._pass_on()
 
     def _let_go(self, all_: Iterable[Callable[[], object]]) -> None:
         """Have each go on, when it is its turn."""
-        with self._change:
+        with self._lock:
             if self._over:
                 return
             self._ready.extend(all_)
             now = [self._ready.popleft() for _ in range(min(self._free, len(self._ready)))]
             self._free -= len(now)
         for go in now:
-            go()
+            self._begin(go)
 
     def _pass_on(self) -> None:
         """Give one's slot to the next."""
-        with self._change:
+        with self._lock:
             if not self._ready:
                 self._free += 1
                 return
             go = self._ready.popleft()
-        go()
+        self._begin(go)
+
+    def _begin(self, go: Callable[[], object]) -> None:
+        try:
+            go()
+        except RuntimeError as error:
+            self._ended.put(RunError(f"no thread for another client of the round ({error}): fewer clients_per_round"))
 
     def _end(self) -> None:
         """Let everyone go who is or will be in `fit`, with an error."""
-        with self._change:
+        with self._lock:
             self._over = True
             self._ready.clear()
             for call in self._calls:
                 call.set()
-
-    def _gathered(self) -> list[_Waiting]:
-        """All that wait, once nobody works; none when all have left."""
-        with self._change:
-            self._change.wait_for(lambda: self._fault or not self._working)
-            if self._fault is not None:
-                raise self._fault
-            waiting, self._waiting = sorted(self._waiting, key=lambda each: each.job.place), []
-            return waiting
-
-    def _left_or_waits(self) -> None:
-        """One fewer is at work; whoever leads is woken for the last one only, as waking takes the interpreter away."""
-        self._working -= 1
-        if not self._working:
-            self._change.notify_all()
 
     def _fit_of(self, place: int) -> Fit:
         def fit_together(
@@ -191,13 +215,7 @@ class Meeting(Generic[T]):
         if self._alone(job) and not self._over:
             return train_alone(job)
         mine = _Waiting(job)
-        with self._change:
-            if self._over:
-                raise Interrupted("the run was interrupted")
-            self._calls.append(mine.called)
-            self._waiting.append(mine)
-            self._left_or_waits()
-        self._pass_on()
+        self._stop(mine)
         mine.called.wait()
         if self._over:
             raise Interrupted("the run was interrupted")

@@ -415,9 +415,10 @@ def test_choices_are_made_once_noted_and_found_again() -> None:
     assert len(notes) == 1
     single = {name: dict(values, clients=1) for name, values in noted.items()}  # type: ignore[call-overload]
     alone = Choices("auto", 1, single, notes.append)
-    assert (alone.is_alone(kind), alone.is_alone(None)) == (False, True)  # nobody has asked for this kind yet
-    assert alone.clients_of(kind, jobs) == 1
-    assert alone.is_alone(kind)
+    assert alone.is_alone(kind)  # from the beginning, as in a run that was not interrupted
+    assert alone.is_alone(None)
+    assert not Choices("auto", 1, other, notes.append).is_alone(kind)
+    assert not Choices("auto", 1, {}, notes.append).is_alone(kind)
 
 
 def test_a_number_is_taken_as_it_is_but_not_for_networks_that_can_not_be_stacked() -> None:

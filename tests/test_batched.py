@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import meeting_stress
 import pytest
 import tiny
 import torch
@@ -327,6 +330,18 @@ def test_an_interruption_lets_everyone_go(error: type[BaseException], at: str) -
     """A client that waited for ever would keep the process from ending; whoever leads is told what went wrong."""
     with pytest.raises(error, match="it failed"):
         meet([[1], [1], [1, 1]], fails=error, at=at)
+
+
+@pytest.mark.slow
+def test_four_thousand_meetings_are_interrupted_and_leave_nobody_waiting() -> None:
+    """By a signal each, at a random moment; a fast version is above."""
+    command = [sys.executable, meeting_stress.__file__, "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ends = json.loads(done.stdout)
+    assert ends["interrupted"] > 1000
+    assert ends["whole"] > 1000
+    assert "left waiting" not in ends
 
 
 def test_an_error_of_a_visit_reaches_whoever_leads() -> None:

@@ -153,7 +153,7 @@ class _Normalised(torch.autograd.Function):
         lone = values == 1
         mean = torch.where(lone, running_mean, (exact.sum((2, 3)) * valid).sum(0) / values)
         centred = exact - _channels(mean)
-        # Not `vector_norm`, which takes ten times as long and more on channels-last memory.
+        # Not `vector_norm`, which takes five times as long and more on channels-last memory.
         variance = (centred.square().sum((2, 3)) * valid).sum(0) / values
         inverse = (torch.where(lone, running_var, variance) + eps).rsqrt()
         # Where the running statistics serve, no gradient flows through them.

@@ -32,7 +32,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/engines.py -o bench/engines.json
 	$(BIN)/python benchmarks/batched.py --rounds 3 --repeats 1 -o bench/batched.json
 	$(BIN)/python benchmarks/scaling.py -o bench/scaling.json
-	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.05 -o bench/erasing.json
+	$(BIN)/python benchmarks/erasing.py --settings digits --share 0.05 --repeats 3 -o bench/erasing.json
 	$(BIN)/python benchmarks/aggregators.py -o bench/aggregators.json
 	$(BIN)/python benchmarks/evaluation.py -o bench/evaluation.json
 

@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("rules", nargs="*", help="default: all but flower")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--clients", type=count, default=100)
-    parser.add_argument("--limit", type=float, default=60, help="seconds for two rounds of a rule")
+    parser.add_argument("--limit", type=float, default=45, help="seconds for two rounds of a rule")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=json_file, help="a JSON file")
     chosen = parser.parse_args()

@@ -26,7 +26,7 @@ CASES = {
         "data=synthetic",
         "data.image_size=32",
         "data.samples=400",
-        "data.test_samples=2000",
+        "data.test_samples=1000",
         "model=wrn_16_1",
     ],
 }

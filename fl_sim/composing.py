@@ -207,29 +207,25 @@ def _chosen(
 ) -> tuple[Config, Mapping[str, str]]:
     """What Hydra composes from choices alone.
 
-    A file that is nothing but its group's section takes the place of the default's, in a tenth of Hydra's time.
+    A file that is nothing but its group's section takes the place of the default's, in a seventh of Hydra's time.
     """
-    sections = {}
-    for override in overrides if len(folders) == 1 else ():
-        path = choices(str(override.key_or_group), folders).get(str(override.value()))
-        plain = override.type is OverrideType.CHANGE and override.package is None
-        if plain and override.key_or_group in GROUPS and path is not None:
-            sections[str(override.key_or_group)] = _section(path, state)
-    if len(sections) < len(overrides) or None in sections.values():
-        return _by_hydra(tuple(str(each.input_line) for each in overrides), state)
+    sections: dict[str, Config | None] = {}
+    for override in overrides:  # of a group that is chosen twice the last one counts, as with Hydra
+        group, plain = str(override.key_or_group), override.type is OverrideType.CHANGE and override.package is None
+        path = choices(group, folders).get(str(override.value())) if plain and group in GROUPS else None
+        sections[group] = None if path is None or len(folders) > 1 else _section(path, state)
+        if sections[group] is None:
+            return _by_hydra(tuple(str(each.input_line) for each in overrides), state)
     content, chosen = _by_hydra((), state)
-    named = {str(override.key_or_group): str(override.value()) for override in overrides}
-    return content | sections, {**chosen, **named}
+    return content | sections, {**chosen, **{str(each.key_or_group): str(each.value()) for each in overrides}}
 
 
 @lru_cache(maxsize=1024)
 def _section(path: Path, state: tuple[Any, ...]) -> Config | None:
     """What a choice puts into its group's section, with its interpolations; None if it says more than that."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    plain = (
-        isinstance(content, dict) and "defaults" not in content and "@package" not in path.read_text(encoding="utf-8")
-    )
-    return dict(content) if plain else None
+    content = read(path)
+    more = "defaults" in content or "@package" in path.read_text(encoding="utf-8")
+    return None if more else content
 
 
 def _with_values(content: Config, overrides: Sequence[Override]) -> DictConfig | None:

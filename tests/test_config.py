@@ -75,6 +75,7 @@ def test_what_is_put_together_is_what_hydra_composes(few: int) -> None:
     alone = [[f"{group}={name}"] for group, name in map(choice, YAMLS[:: len(YAMLS) // few])]
     pairs = [one + other for one, other in zip(alone, alone[2:], strict=False) if one[0][:5] != other[0][:5]]
     cases = [*alone, *pairs, ["experiment=nad_table", "eraser=anp"], ["+eraser=anp"], ["attack=dba", "attack=none"]]
+    cases += [["eraser=none", "eraser=anp", "model=wrn_16_1", "eraser=pbe"]]
     cases += [["launcher=joblib"]]
 
     def composed() -> list[str]:

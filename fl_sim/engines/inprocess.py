@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -156,11 +156,11 @@ def load_app(reference: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
-def check_apps(engine: Apps) -> None:
+def check_apps(server_app: str, client_app: str) -> None:
     """Whether apps other than fl-sim's own are there, and are apps."""
     for key, reference, own, kind in (
-        ("server_app", engine.server_app, SERVER_APP, ServerApp),
-        ("client_app", engine.client_app, CLIENT_APP, ClientApp),
+        ("server_app", server_app, SERVER_APP, ServerApp),
+        ("client_app", client_app, CLIENT_APP, ClientApp),
     ):
         if reference == own:  # which would import all of it
             continue
@@ -171,16 +171,6 @@ def check_apps(engine: Apps) -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(key, reference, f"{wanted} ({reason})") from error
         require(usable, key, reference, wanted)
-
-
-class Apps(Protocol):
-    """What an engine runs."""
-
-    @property
-    def server_app(self) -> str: ...
-
-    @property
-    def client_app(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -208,7 +198,7 @@ class InProcess:
         require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
         alone = not self.capture or self.workers in ("auto", 1)
         require(alone, "workers", self.workers, "must be auto or 1 with engine.capture: graphs are one thread's work")
-        check_apps(self)
+        check_apps(self.server_app, self.client_app)
 
     @property
     def compute(self) -> Compute:

@@ -93,7 +93,7 @@ class Ray:
         require(share, "gpus", self.gpus, "must be auto or the share of a GPU that a client needs, from 0 to 1")
         require(self.address is None or bool(self.address), "address", self.address, "must be null, auto or HOST:PORT")
         require(1 <= self.server_threads <= 256, "server_threads", self.server_threads, "must be from 1 to 256 threads")
-        check_apps(self)
+        check_apps(self.server_app, self.client_app)
 
     @property
     def compute(self) -> Compute:
